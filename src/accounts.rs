@@ -17,6 +17,7 @@ pub mod presence;
 pub mod profiles;
 pub mod registration;
 pub mod reports;
+pub mod subscriptions;
 pub mod tokens;
 pub mod users;
 

@@ -281,6 +281,13 @@ tables! {
 
     // --- what users have the server do for them: 190-199 ---
 
+    /// What a user is to a thread, by its room and root, once they subscribed to it.
+    196 SUBSCRIPTION((UserNum, RoomNum, EventNum) => accounts::WrittenRow) in Accounts, User of "accounts::subscriptions";
+    /// The thread to which a user became something else at a position. It counts only while the row still says that position.
+    197 SUBSCRIPTION_LOG((UserNum, Position) => (RoomNum, EventNum)) in Accounts, User of "accounts::subscriptions";
+    /// The number of threads to which a user is something.
+    198 SUBSCRIPTION_COUNT(UserNum => u64) in Accounts, User of "accounts::subscriptions";
+
     /// An event that a user has scheduled, by its id, until some time after it was sent or came to nothing.
     190 DELAYED((UserNum, String) => Json<delayed::DelayedRow>) in Queues, User of "rooms::delayed";
     /// The delayed events of a user that wait, by the time at which they are due.

@@ -32,6 +32,7 @@ pub use look::Answered;
 pub use notifier::Notifier;
 pub use pos::Pos;
 pub use sliding::ask::SlidingAsk;
+pub(crate) use streams::subscriptions;
 pub use token::SyncToken;
 
 use std::{sync::Arc, time::Duration};

@@ -38,10 +38,17 @@ pub fn find(
     room: Option<&RoomId>,
     event_type: &str,
 ) -> Result<Option<WrittenRow>, Fault> {
-    schema::ACCOUNT_DATA.get(read, (user, place(room), event_type))
+    let row = schema::ACCOUNT_DATA.get(read, (user, place(room), event_type))?;
+    Ok(row.filter(|row| !is_deleted(&row.content)))
 }
 
-/// All types with their account data, of a room or global.
+/// Whether account data of this content is as good as deleted (MSC3391): an empty object is what clients learn a deletion by.
+pub fn is_deleted(content: &[u8]) -> bool {
+    let inner = content.trim_ascii().strip_prefix(b"{").and_then(|rest| rest.strip_suffix(b"}"));
+    inner.is_some_and(|inner| inner.trim_ascii().is_empty())
+}
+
+/// All types with their account data, of a room or global, without those that were deleted.
 pub fn list(
     read: &(impl Read + ?Sized),
     user: UserNum,
@@ -50,11 +57,12 @@ pub fn list(
     schema::ACCOUNT_DATA
         .prefix::<(UserNum, String)>(read, (user, place(room)), Direction::Up)?
         .map(|row| row.map(|((_, _, event_type), row)| (event_type, row)))
+        .filter(|row| row.as_ref().map_or(true, |(_, row)| !is_deleted(&row.content)))
         .collect()
 }
 
 /// Lists the account data that was written in (after, upto] and not again since: room id ("" is global), type and row, oldest
-/// first.
+/// first. What was deleted has an empty object.
 pub fn list_changes(
     read: &(impl Read + ?Sized),
     user: UserNum,
@@ -122,8 +130,11 @@ fn put_within(
     if content.len() > CONTENT_BYTES_MAX {
         return Err(Refusal::too_large("Account data of one type has at most 512 KiB.").into());
     }
-    let before = find(batch, user, room, event_type)?;
-    let counted = size(batch, user)?;
+    let before = schema::ACCOUNT_DATA.get(batch, (user, place(room), event_type))?;
+    let mut counted = size(batch, user)?;
+    if before.is_none() && counted.rows >= bounds.rows {
+        counted = forget_deleted(batch, user, counted)?;
+    }
     let row_bytes = |content: &Bytes| (place(room).len() + event_type.len() + content.len()) as u64;
     let gone = before
         .as_ref()
@@ -156,9 +167,30 @@ fn put_within(
     Ok(position)
 }
 
-/// Deletes global account data of one type, if there is any; the caller holds the user's lock.
+/// Deletes what is left of deleted account data, by which clients that were away learn of the deletion, because its user has no room for
+/// more. Gives how much is left.
+fn forget_deleted(batch: &mut Batch, user: UserNum, counted: DataSize) -> Result<DataSize, Fault> {
+    let mut deleted = Vec::new();
+    for row in schema::ACCOUNT_DATA.prefix::<(UserNum,)>(batch, (user,), Direction::Up)? {
+        let ((_, room, event_type), row) = row?;
+        if is_deleted(&row.content) {
+            deleted.push((room, event_type, row));
+        }
+    }
+    let mut left = counted;
+    for (room, event_type, row) in deleted {
+        left.rows = left.rows.saturating_sub(1);
+        let bytes = (room.len() + event_type.len() + row.content.len()) as u64;
+        left.bytes = left.bytes.saturating_sub(bytes);
+        schema::ACCOUNT_DATA.delete(batch, (user, room.as_str(), event_type.as_str()));
+        schema::ACCOUNT_DATA_LOG.delete(batch, (user, row.position));
+    }
+    Ok(left)
+}
+
+/// Deletes global account data of one type, if there is any; the caller holds the user's lock. No client is told.
 pub fn delete(batch: &mut Batch, user: UserNum, event_type: &str) -> Result<(), Fault> {
-    if let Some(row) = find(batch, user, None, event_type)? {
+    if let Some(row) = schema::ACCOUNT_DATA.get(batch, (user, GLOBAL, event_type))? {
         let counted = size(batch, user)?;
         let left = DataSize {
             rows: counted.rows.saturating_sub(1),

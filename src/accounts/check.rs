@@ -77,7 +77,33 @@ pub fn checks() -> Vec<RowCheck> {
     .into_iter()
     .chain(devices())
     .chain(account_data())
+    .chain(subscriptions())
     .collect()
+}
+
+fn subscriptions() -> [RowCheck; 3] {
+    [
+        RowCheck::of(&schema::SUBSCRIPTION, |read, (user, room, root), row, doubts| {
+            doubts.logged(read, row.position, LogEntry::AccountData { user: *user })?;
+            let named = schema::SUBSCRIPTION_LOG.get(read, (*user, row.position))?;
+            doubts.unless(named == Some((*room, *root)), "the log of subscriptions does not name it");
+            doubts.unless(schema::PLACE.contains(read, (*room, *root))?, "there is no such thread");
+            let counted = schema::SUBSCRIPTION_COUNT.get(read, *user)?.unwrap_or_default();
+            doubts.unless(counted > 0, "the subscriptions of its user are not counted");
+            account(read, *user, doubts)
+        }),
+        RowCheck::of(&schema::SUBSCRIPTION_LOG, |read, (user, position), (room, root), doubts| {
+            let row = schema::SUBSCRIPTION.get(read, (*user, *room, *root))?;
+            let is_it = row.is_some_and(|row| row.position == *position);
+            doubts.unless(is_it, "the subscription was last changed at another position");
+            Ok(())
+        }),
+        RowCheck::of(&schema::SUBSCRIPTION_COUNT, |read, user, count, doubts| {
+            let rows = schema::SUBSCRIPTION.prefix::<(UserNum,)>(read, (*user,), Direction::Up)?;
+            doubts.unless(rows.count() as u64 == *count, "the user has another number of subscriptions");
+            Ok(())
+        }),
+    ]
 }
 
 fn devices() -> [RowCheck; 6] {

@@ -1,5 +1,23 @@
 //! The client-server API: one file for each module of ruma's client API, named after it.
 
+/// Declares an endpoint that ruma does not know, by its method and its path.
+macro_rules! endpoint {
+    ($(#[$doc:meta])* $name:ident, $method:ident, $path:expr) => {
+        $(#[$doc])*
+        pub(crate) struct $name;
+
+        impl $crate::api::extract::Endpoint for $name {
+            fn method() -> http::Method {
+                http::Method::$method
+            }
+
+            fn paths() -> Vec<&'static str> {
+                vec![$path]
+            }
+        }
+    };
+}
+
 mod account;
 mod admin;
 mod alias;
@@ -33,6 +51,7 @@ mod space;
 mod state;
 mod sync;
 mod tag;
+mod thread_subscriptions;
 mod threads;
 mod to_device;
 mod typing;
@@ -75,6 +94,7 @@ pub(crate) fn routes(r: &mut Routes) {
     state::routes(r);
     sync::routes(r);
     tag::routes(r);
+    thread_subscriptions::routes(r);
     threads::routes(r);
     to_device::routes(r);
     typing::routes(r);

@@ -15,3 +15,4 @@ pub mod register;
 pub mod seen;
 pub mod set_profile;
 pub(crate) mod standing;
+pub(crate) mod subscriptions;

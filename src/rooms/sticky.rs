@@ -4,7 +4,7 @@
 //! One that was soft-failed is remembered, too: it is judged again when the membership of its sender changes
 //! (`src/flows/room/ingest/sticky.rs`), and becomes part of the timeline then.
 
-use std::ops::Bound;
+use std::{borrow::Cow, collections::BTreeMap, ops::Bound};
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -24,34 +24,29 @@ const OF_SENDER_MAX: usize = 100;
 const SOFT_FAILED_MAX: usize = 20;
 /// What has ceased to be sticky is forgotten after this many milliseconds.
 const FORGOTTEN_AFTER_MS: u64 = STICKY_MS_MAX;
+/// Look at most at this many sticky events of a room at a time to forget those that are sticky no more.
+const LOOKED_AT_MAX: usize = 1_000;
+
+/// The field that makes an event sticky.
+#[derive(Deserialize)]
+struct Sticky {
+    duration_ms: u64,
+}
 
 /// Gives the field that makes an event sticky, if the event has a valid one. An event that was redacted has none.
 pub fn field(json: &[u8]) -> Option<Box<RawValue>> {
-    #[derive(Deserialize)]
-    struct Fields {
-        #[serde(rename = "msc4354_sticky")]
-        sticky: Option<Box<RawValue>>,
-    }
-    #[derive(Deserialize)]
-    struct Sticky {
-        #[serde(rename = "duration_ms")]
-        _duration_ms: u64,
-    }
     // Nearly all events have the name nowhere, which is found out without parsing them.
     if !std::str::from_utf8(json).is_ok_and(|text| text.contains(STICKY)) {
         return None;
     }
-    let field = serde_json::from_slice::<Fields>(json).ok()?.sticky?;
+    let fields: BTreeMap<Cow<'_, str>, &RawValue> = serde_json::from_slice(json).ok()?;
+    let field = fields.get(STICKY)?;
     serde_json::from_str::<Sticky>(field.get()).ok()?;
-    Some(field)
+    Some((*field).to_owned())
 }
 
 /// Says until when an event is sticky that came in at this time: milliseconds since the epoch. `None` if it is no sticky event.
 fn sticky_until(json: &[u8], sent_ms: u64, received_ms: u64) -> Option<u64> {
-    #[derive(Deserialize)]
-    struct Sticky {
-        duration_ms: u64,
-    }
     let Sticky { duration_ms } = serde_json::from_str(field(json)?.get()).ok()?;
     Some(sent_ms.min(received_ms).saturating_add(duration_ms.min(STICKY_MS_MAX)))
 }
@@ -85,7 +80,7 @@ pub fn note(batch: &mut Batch, room: RoomNum, stored: &StoredEvent, now_ms: u64)
         schema::STICKY_SENDER.delete(batch, (room, sender.as_str(), position));
     }
     let position = stored.order.anchor;
-    schema::STICKY.put(batch, (room, position), &StickyRow { event, until_ms });
+    schema::STICKY.put(batch, (room, position), &StickyRow { event, until_ms, sender: sender.clone() });
     schema::STICKY_SENDER.put(batch, (room, sender.as_str(), position), &());
     Ok(())
 }
@@ -201,34 +196,33 @@ pub fn left_ms(
     Ok(row.and_then(|row| row.until_ms.checked_sub(now_ms)).filter(|left_ms| *left_ms > 0))
 }
 
-/// Forgets what has ceased to be sticky in a room. Gives when to look again, if anything is left.
+/// Forgets some of what has ceased to be sticky in a room. Gives when to look again, if anything is left. The oldest events are looked at:
+/// those that are sticky still came within the last hour.
 pub fn forget_old(batch: &mut Batch, room: RoomNum, now_ms: u64) -> Result<Option<u64>, Fault> {
-    let (mut old, mut is_any_left) = (Vec::new(), false);
-    for row in schema::STICKY_SENDER.prefix::<(RoomNum,)>(batch, (room,), Direction::Up)? {
-        let ((_, sender, position), ()) = row?;
-        let row = schema::STICKY.get(batch, (room, position))?;
-        match row.filter(|row| row.until_ms > now_ms) {
-            Some(_) => is_any_left = true,
-            None => old.push((sender, position)),
+    let rows = schema::STICKY.prefix::<(RoomNum,)>(batch, (room,), Direction::Up)?;
+    let oldest: Vec<_> = rows.take(LOOKED_AT_MAX).collect::<Result<_, _>>()?;
+    let rows = schema::STICKY_ASIDE.prefix::<(RoomNum,)>(batch, (room,), Direction::Up)?;
+    let aside: Vec<_> = rows.take(LOOKED_AT_MAX).collect::<Result<_, _>>()?;
+    let looked_at = oldest.len().max(aside.len());
+    let (mut forgotten, all) = (0, oldest.len() + aside.len());
+    for ((_, position), row) in oldest {
+        if row.until_ms <= now_ms {
+            forgotten += 1;
+            schema::STICKY.delete(batch, (room, position));
+            schema::STICKY_SENDER.delete(batch, (room, row.sender.as_str(), position));
         }
     }
-    for (sender, position) in old {
-        schema::STICKY.delete(batch, (room, position));
-        schema::STICKY_SENDER.delete(batch, (room, sender.as_str(), position));
-    }
-    let mut old = Vec::new();
-    for row in schema::STICKY_ASIDE.prefix::<(RoomNum,)>(batch, (room,), Direction::Up)? {
-        let ((_, sender, event), until_ms) = row?;
-        if until_ms > now_ms {
-            is_any_left = true;
-        } else {
-            old.push((sender, event));
+    for ((_, sender, event), until_ms) in aside {
+        if until_ms <= now_ms {
+            forgotten += 1;
+            schema::STICKY_ASIDE.delete(batch, (room, sender.as_str(), event));
         }
     }
-    for (sender, event) in old {
-        schema::STICKY_ASIDE.delete(batch, (room, sender.as_str(), event));
-    }
-    Ok(is_any_left.then(|| now_ms.saturating_add(FORGOTTEN_AFTER_MS)))
+    Ok(match forgotten {
+        _ if looked_at == LOOKED_AT_MAX && forgotten > 0 => Some(now_ms.saturating_add(1)),
+        _ if forgotten == all => None,
+        _ => Some(now_ms.saturating_add(FORGOTTEN_AFTER_MS)),
+    })
 }
 
 #[cfg(test)]

@@ -493,12 +493,14 @@ pub struct AliasRow {
 }
 
 /// A sticky event (MSC4354).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StickyRow {
     /// The event, which stands in the timeline.
     pub event: EventNum,
     /// Until when it is sticky, in milliseconds since the epoch.
     pub until_ms: u64,
+    /// The id of its sender.
+    pub sender: String,
 }
 
 impl Value for StickyRow {
@@ -506,12 +508,16 @@ impl Value for StickyRow {
         to.raw(&[1]);
         to.varint(self.event.0);
         to.varint(self.until_ms);
+        to.raw(self.sender.as_bytes());
     }
 
     fn decode(bytes: Bytes) -> Result<Self, Fault> {
         let mut from = Decoder(&bytes);
         expect_layout(&mut from, 1)?;
-        Ok(Self { event: EventNum(from.varint()?), until_ms: from.varint()? })
+        let (event, until_ms) = (EventNum(from.varint()?), from.varint()?);
+        let sender = std::str::from_utf8(from.rest());
+        let sender = sender.map_err(|_| Fault::Corrupt("the sender of a sticky event is not text"))?;
+        Ok(Self { event, until_ms, sender: sender.to_owned() })
     }
 }
 

@@ -9,6 +9,7 @@ pub(crate) mod device_lists;
 pub(crate) mod presence;
 pub(crate) mod receipts;
 pub(crate) mod sticky;
+pub(crate) mod subscriptions;
 pub(crate) mod timeline;
 pub(crate) mod to_device;
 pub(crate) mod typing;

@@ -25,7 +25,7 @@ async fn what_is_kept_comes_back_as_it_was_global_and_for_a_room() {
     assert_eq!(alice.get(&global).await, (StatusCode::OK, json!({ "a": [1, 2.5, { "b": null }] })));
     assert_eq!(alice.get(&room).await, (StatusCode::OK, json!({ "here": true })));
     assert_eq!(alice.put(&global, json!({})).await.0, StatusCode::OK);
-    assert_eq!(alice.get(&global).await, (StatusCode::OK, json!({})));
+    assert_eq!(alice.get(&global).await.1["errcode"], "M_NOT_FOUND", "an empty object is none");
 }
 
 #[tokio::test(start_paused = true)]
@@ -194,4 +194,65 @@ async fn nobody_ignores_themselves() {
     assert_eq!(bodies(&chain.next().await, &room), ["my own"]);
     let path = format!("/_matrix/client/v3/rooms/{room}/event/{}", encoded(&own));
     assert_eq!(bob.get(&path).await.0, StatusCode::OK);
+}
+
+/// The account data of this type that a sync tells, global or of the room.
+fn told(sync: &Value, room: Option<&str>) -> Vec<Value> {
+    let data = match room {
+        Some(room) => &sync["rooms"]["join"][room]["account_data"]["events"],
+        None => &sync["account_data"]["events"],
+    };
+    let data = data.as_array().cloned().unwrap_or_default().into_iter();
+    data.filter(|event| event["type"] == "org.example.gone").map(|event| event["content"].clone()).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_deleted_is_told_as_an_empty_object_to_clients_that_knew_it() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let room = create_room(&alice, json!({})).await;
+    let unstable = "/_matrix/client/unstable/org.matrix.msc3391/user/@alice:test.example";
+    for (place, of) in [(String::new(), None), (format!("/rooms/{room}"), Some(room.as_str()))] {
+        let path = format!("{USER}{place}/account_data/org.example.gone");
+        let delete = format!("{unstable}{place}/account_data/org.example.gone");
+        let mut chain = Chain::of(&alice);
+        chain.next().await;
+        assert_eq!(alice.delete(&delete, json!({})).await, (StatusCode::OK, json!({})), "there was none");
+        assert_eq!(told(&chain.next().await, of), Vec::<Value>::new());
+        for empty in [None, Some("{}"), Some(" { } ")] {
+            alice.ok_put(&path, json!({ "a": 1 })).await;
+            assert_eq!(told(&chain.next().await, of), [json!({ "a": 1 })]);
+            assert_eq!(told(&Chain::of(&alice).next().await, of), [json!({ "a": 1 })]);
+            let (status, _) = match empty {
+                None => alice.delete(&delete, json!({})).await,
+                Some(body) => {
+                    alice.server.raw(Method::PUT, &path, alice.token.as_deref(), body.to_owned()).await
+                }
+            };
+            assert_eq!(status, StatusCode::OK);
+            assert_eq!(alice.get(&path).await.1["errcode"], "M_NOT_FOUND");
+            assert_eq!(told(&chain.next().await, of), [json!({})]);
+            assert_eq!(told(&chain.next().await, of), Vec::<Value>::new());
+            assert_eq!(told(&Chain::of(&alice).next().await, of), Vec::<Value>::new());
+            assert_eq!(alice.delete(&delete, json!({})).await.0, StatusCode::OK);
+            assert_eq!(told(&chain.next().await, of), Vec::<Value>::new(), "it is gone once");
+        }
+        assert_eq!(bob.delete(&delete, json!({})).await.1["errcode"], "M_FORBIDDEN");
+        for kind in ["m.fully_read", "m.push_rules"] {
+            let (status, json) =
+                alice.delete(&format!("{unstable}{place}/account_data/{kind}"), json!({})).await;
+            assert_eq!(
+                (status, json["errcode"].as_str()),
+                (StatusCode::METHOD_NOT_ALLOWED, Some("M_BAD_JSON"))
+            );
+        }
+    }
+    // Somebody who comes back to a room is not told what was deleted while they were away.
+    alice.ok_put(&format!("{USER}/rooms/{room}/account_data/org.example.gone"), json!({ "a": 1 })).await;
+    let mut chain = Chain::of(&alice);
+    chain.next().await;
+    must(&alice, &room, "leave", json!({})).await;
+    alice.ok_delete(&format!("{unstable}/rooms/{room}/account_data/org.example.gone"), json!({})).await;
+    chain.next().await;
+    server.assert_whole();
 }

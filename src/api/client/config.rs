@@ -34,6 +34,8 @@ pub(crate) fn routes(r: &mut Routes) {
     r.client(set_global_account_data).limit(Limit::Other).body(BODY);
     r.client(get_room_account_data).limit(Limit::Read);
     r.client(set_room_account_data).limit(Limit::Other).body(BODY);
+    r.client(delete_global_account_data).limit(Limit::Other).body(Body::Json(KIB));
+    r.client(delete_room_account_data).limit(Limit::Other).body(Body::Json(KIB));
 }
 
 /// Refuses what belongs to another user: 403 `M_FORBIDDEN`.
@@ -115,4 +117,41 @@ pub(crate) async fn set_room_account_data(
     require_free_type(&event_type)?;
     keep::keep_account_data(&app, &client.caller, Some(room), event_type, request.body.bytes()).await?;
     Ok(set_room_account_data::v3::Response::new())
+}
+
+endpoint!(
+    /// The endpoint that deletes global account data (MSC3391).
+    DeleteGlobal,
+    DELETE,
+    "/_matrix/client/unstable/org.matrix.msc3391/user/{user_id}/account_data/{type}"
+);
+endpoint!(
+    /// The endpoint that deletes account data of a room (MSC3391).
+    DeleteOfRoom,
+    DELETE,
+    "/_matrix/client/unstable/org.matrix.msc3391/user/{user_id}/rooms/{room_id}/account_data/{type}"
+);
+
+/// `DELETE /_matrix/client/unstable/org.matrix.msc3391/user/{userId}/account_data/{type}`
+pub(crate) async fn delete_global_account_data(
+    app: App,
+    client: Client<Raw<DeleteGlobal>>,
+) -> Result<RawJson> {
+    let request = client.request;
+    require_self(&client.caller, &request.id::<OwnedUserId>(0)?)?;
+    let event_type = request.arg(1).to_owned();
+    require_free_type(&event_type)?;
+    keep::delete_account_data(&app, &client.caller, None, event_type).await?;
+    Ok(RawJson(serde_json::json!({}).to_string().into()))
+}
+
+/// `DELETE /_matrix/client/unstable/org.matrix.msc3391/user/{userId}/rooms/{roomId}/account_data/{type}`
+pub(crate) async fn delete_room_account_data(app: App, client: Client<Raw<DeleteOfRoom>>) -> Result<RawJson> {
+    let request = client.request;
+    require_self(&client.caller, &request.id::<OwnedUserId>(0)?)?;
+    let room: OwnedRoomId = request.id(1)?;
+    let event_type = request.arg(2).to_owned();
+    require_free_type(&event_type)?;
+    keep::delete_account_data(&app, &client.caller, Some(room), event_type).await?;
+    Ok(RawJson(serde_json::json!({}).to_string().into()))
 }

@@ -3,7 +3,6 @@
 //! The endpoints follow the proposal of July 2026. Clients that follow an older one name the delay in the query of `/send` and `/state`,
 //! and the action in a body.
 
-use http::Method;
 use ruma::{OwnedRoomId, api::error::ErrorKind};
 use serde::Deserialize;
 use serde_json::{Value, json, value::RawValue};
@@ -12,7 +11,7 @@ use crate::{
     api::{
         Routes,
         client::message::EVENT,
-        extract::{Client, Endpoint},
+        extract::Client,
         policy::{Body, Guests, KIB},
         raw::Raw,
         reply::RawJson,
@@ -47,51 +46,40 @@ pub(crate) fn routes(r: &mut Routes) {
     r.client(restart).limit(Limit::Other).guests(Guests::Yes).body(Body::Json(KIB));
 }
 
-/// Declares an endpoint of the proposal, which ruma does not know in this form.
-macro_rules! endpoint {
-    ($(#[$doc:meta])* $name:ident, $method:ident, $path:literal) => {
-        $(#[$doc])*
-        pub(crate) struct $name;
-
-        impl Endpoint for $name {
-            fn method() -> Method {
-                Method::$method
-            }
-
-            fn paths() -> Vec<&'static str> {
-                vec![concat!("/_matrix/client/unstable/org.matrix.msc4140/", $path)]
-            }
-        }
-    };
-}
-
 endpoint!(
     /// The endpoint by which an event is scheduled.
-    Schedule, PUT, "rooms/{room_id}/delayed_event/{event_type}/{txn_id}"
+    Schedule, PUT,
+    "/_matrix/client/unstable/org.matrix.msc4140/rooms/{room_id}/delayed_event/{event_type}/{txn_id}"
 );
 endpoint!(
     /// The endpoint that lists what is scheduled.
-    List, GET, "delayed_events"
+    List, GET,
+    "/_matrix/client/unstable/org.matrix.msc4140/delayed_events"
 );
 endpoint!(
     /// The endpoint that shows one delayed event.
-    LookUp, GET, "delayed_events/{delay_id}"
+    LookUp, GET,
+    "/_matrix/client/unstable/org.matrix.msc4140/delayed_events/{delay_id}"
 );
 endpoint!(
     /// The endpoint of older clients, whose body names the action.
-    Act, POST, "delayed_events/{delay_id}"
+    Act, POST,
+    "/_matrix/client/unstable/org.matrix.msc4140/delayed_events/{delay_id}"
 );
 endpoint!(
     /// The endpoint that has an event sent at once.
-    SendNow, POST, "delayed_events/{delay_id}/send"
+    SendNow, POST,
+    "/_matrix/client/unstable/org.matrix.msc4140/delayed_events/{delay_id}/send"
 );
 endpoint!(
     /// The endpoint that has an event never sent.
-    Cancel, POST, "delayed_events/{delay_id}/cancel"
+    Cancel, POST,
+    "/_matrix/client/unstable/org.matrix.msc4140/delayed_events/{delay_id}/cancel"
 );
 endpoint!(
     /// The endpoint that begins the delay of an event anew.
-    Restart, POST, "delayed_events/{delay_id}/restart"
+    Restart, POST,
+    "/_matrix/client/unstable/org.matrix.msc4140/delayed_events/{delay_id}/restart"
 );
 
 /// Reads a parameter of the query that is a number of milliseconds. Refuses anything else: 400 `M_INVALID_PARAM`.

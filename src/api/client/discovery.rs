@@ -27,13 +27,15 @@ const VERSIONS: [&str; 22] = [
     "v1.10", "v1.11", "v1.12", "v1.13", "v1.14", "v1.15", "v1.16", "v1.17", "v1.18", "v1.19",
 ];
 
-/// Features that clients look for by an unstable name, and that this server has: pages of messages filtered by
-/// relations (MSC3874), invitations filtered by inviter (MSC4155) and blocked altogether (MSC4380), sticky events (MSC4354), the state
-/// after the timeline (MSC4222).
-const UNSTABLE_FEATURES: [&str; 7] = [
+/// Features that clients look for by an unstable name, and that this server has: deleting account data (MSC3391), pages of messages
+/// filtered by relations (MSC3874), invitations filtered by inviter (MSC4155) and blocked altogether (MSC4380), the state after the
+/// timeline (MSC4222), subscriptions to threads (MSC4306), sticky events (MSC4354), simplified sliding sync (MSC4186).
+const UNSTABLE_FEATURES: [&str; 9] = [
+    "org.matrix.msc3391",
     "org.matrix.msc3874",
     "org.matrix.msc4155",
     "org.matrix.msc4222",
+    "org.matrix.msc4306",
     "org.matrix.msc4354",
     "org.matrix.msc4380",
     "org.matrix.msc4380.stable",

@@ -177,8 +177,8 @@ fn of_room(
     // However much was missed, sticky events are told as long as they are sticky.
     let span = (missed_from.before(), Position::MAX);
     for (_, row) in sticky::list(read, room, span, now_ms, STICKY_MAX)? {
-        if let Some(stored) = event::find(read, room, row.event)?
-            && event::is_of(&stored.row.sender(), us.as_str())
+        if event::is_of(&row.sender, us.as_str())
+            && let Some(stored) = event::find(read, room, row.event)?
             && !heads.iter().any(|head| head.order == stored.order)
         {
             heads.push(stored);

@@ -285,8 +285,7 @@ fn list_own_sticky(
     let mut own = Vec::new();
     let span = (Position::ZERO, before.before());
     for (position, row) in sticky::list(snapshot, room, span, shared.env.now_ms(), usize::MAX)? {
-        let stored = event::find(snapshot, room, row.event)?;
-        if stored.is_some_and(|stored| event::is_of(&stored.row.sender(), shared.us.as_str())) {
+        if event::is_of(&row.sender, shared.us.as_str()) {
             own.push(position);
         }
     }

@@ -3,7 +3,9 @@
 use ruma::OwnedUserId;
 
 use crate::{
-    accounts::{account_data, devices::Ending, filters, openid, passwords, presence, profiles, users},
+    accounts::{
+        account_data, devices::Ending, filters, openid, passwords, presence, profiles, subscriptions, users,
+    },
     error::Result,
     flows::{App, account::log_out, jobs, write},
     ids::UserNum,
@@ -26,6 +28,7 @@ pub(crate) async fn deactivate(app: &App, user: UserNum, user_id: OwnedUserId, e
         rules::delete_all(batch, user);
         presence::kept::forget(batch, user);
         delayed::delete_all(batch, user);
+        subscriptions::delete_all(batch, user);
         Ok((swept, jobs::promise(app, batch, &Job::TellRooms { user })))
     })
     .await?;

@@ -43,6 +43,24 @@ pub(crate) async fn keep_account_data(
     .await
 }
 
+/// Deletes account data, global or of a room (MSC3391). Clients learn it by an empty object. Nothing happens where there is none.
+pub(crate) async fn delete_account_data(
+    app: &App,
+    caller: &Caller,
+    room: Option<OwnedRoomId>,
+    event_type: String,
+) -> Result<()> {
+    let user = caller.user;
+    write::for_caller(app, caller, move |_, batch| {
+        if account_data::find(batch, user, room.as_deref(), &event_type)?.is_some() {
+            account_data::put(batch, user, room.as_deref(), &event_type, Bytes::from_static(b"{}"))?;
+            write::wake(batch, user);
+        }
+        Ok(())
+    })
+    .await
+}
+
 /// Refuses rooms that the user was never in or invited to, or has forgotten: 403 `M_FORBIDDEN`. Unknown rooms are answered in
 /// the same way, so that nobody learns which rooms there are.
 fn require_related(read: &(impl Read + ?Sized), user: UserNum, room: &RoomId) -> Result<()> {

@@ -252,7 +252,9 @@ fn add(
 /// what is to be done next.
 pub(crate) async fn attend(app: &App, user: UserNum, fired: Timer) -> Result<()> {
     let now_ms = app.env.now_ms();
-    let due = delayed::list_due(&app.store.view(), user, now_ms, SENT_AT_ONCE)?;
+    let store = app.store.clone();
+    let list = move || Ok(delayed::list_due(&store.view(), user, now_ms, SENT_AT_ONCE)?);
+    let due = app.env.blocking(list).await?;
     let mut is_put_off = false;
     for (id, row) in due {
         is_put_off |= !send_due(app, user, id, &row, now_ms).await?;

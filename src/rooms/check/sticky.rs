@@ -7,12 +7,10 @@ pub(super) fn checks() -> [RowCheck; 3] {
     [
         of_room(&schema::STICKY, |read, (room, position), row, doubts| {
             let event = schema::TIMELINE.get(read, (*room, Order::live(*position)))?;
-            let is_it = event.as_ref().is_some_and(|event| event.header.event == row.event);
+            let is_it = event.is_some_and(|event| event.header.event == row.event);
             doubts.unless(is_it, "its event does not stand at its position");
-            if let Some(event) = event {
-                let listed = schema::STICKY_SENDER.contains(read, (*room, &*event.sender(), *position))?;
-                doubts.unless(listed, "the sticky events of its sender lack it");
-            }
+            let listed = schema::STICKY_SENDER.contains(read, (*room, row.sender.as_str(), *position))?;
+            doubts.unless(listed, "the sticky events of its sender lack it");
             Ok(())
         }),
         of_room(&schema::STICKY_SENDER, |read, (room, _, position), (), doubts| {

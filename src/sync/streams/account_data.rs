@@ -37,6 +37,9 @@ pub(crate) fn collect(window: &Window<'_>, changes: &Changes) -> Result<AccountD
     if window.since.is_none() {
         for row in schema::ACCOUNT_DATA.prefix::<(UserNum,)>(window.read, (user,), Direction::Up)? {
             let ((_, room, kind), row) = row?;
+            if account_data::is_deleted(&row.content) {
+                continue;
+            }
             found.by_room.entry(room).or_default().push((kind, row));
         }
     } else {
@@ -61,11 +64,12 @@ pub(crate) fn global(window: &Window<'_>, from: Option<Position>) -> Result<(Dat
     Ok((data, push_rules(window, from)?))
 }
 
-/// Lists all account data of a room, for a client to which the room is new.
+/// Lists all account data of a room, for a client to which the room is new. It is told nothing of what was deleted.
 pub(crate) fn of_room(window: &Window<'_>, room: &str) -> Result<Data, Fault> {
     let prefix = (window.ask.caller.user, room);
     let rows = schema::ACCOUNT_DATA.prefix::<(UserNum, String)>(window.read, prefix, Direction::Up)?;
-    rows.map(|row| row.map(|((.., kind), row)| (kind, row))).collect()
+    let rows = rows.map(|row| row.map(|((.., kind), row)| (kind, row)));
+    rows.filter(|row| row.as_ref().map_or(true, |(_, row)| !account_data::is_deleted(&row.content))).collect()
 }
 
 fn push_rules(window: &Window<'_>, from: Option<Position>) -> Result<Option<Value>, Fault> {

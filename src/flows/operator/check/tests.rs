@@ -187,6 +187,9 @@ async fn a_house() -> Fixture {
         fixture.own("PUT", &format!("rooms/{room}/state/m.room.topic"), json!({ "topic": "one" })).await;
     fixture.own("PUT", &format!("rooms/{room}/redact/{}/8", text(&topic, "event_id")), json!({})).await;
     fixture.own("PUT", &format!("rooms/{room}/state/m.room.topic"), json!({ "topic": "two" })).await;
+    let thread =
+        format!("/_matrix/client/unstable/io.element.msc4306/rooms/{room}/thread/{said}/subscription");
+    fixture.ask("PUT", &thread, &fixture.token, json!({})).await;
     let later = async |txn: &str| {
         let path = format!("rooms/{room}/send/m.test/{txn}?org.matrix.msc4140.delay=86400000");
         text(&fixture.own("PUT", &path, json!({})).await, "delay_id")
