@@ -247,7 +247,7 @@ async fn a_join_that_is_not_what_it_must_be_is_refused() {
     }
     let mut unhashed = event.clone();
     unhashed.as_object_mut().unwrap().remove("hashes");
-    assert_eq!(refused(scene.send_join(&room, &id, &unhashed).await), no_event);
+    assert_eq!(refused(scene.send_join(&room, &id, &unhashed).await), forbidden);
     assert_eq!(refused(scene.send_join(&other, &id, &event).await), no_event);
     // An event that was changed after it was signed has a hash that does not fit, or a signature that does not.
     let mut forged = event.clone();

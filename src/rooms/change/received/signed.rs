@@ -120,12 +120,12 @@ impl Signed {
         let kept = if is_redacted { redacted } else { Bytes::copy_from_slice(whole.as_bytes()) };
         let received = Received::check(num, room, hash, kept)?;
         if signers.hashes.is_none() {
-            // A template of ours that comes back as it was is of the right form but for what its server adds.
-            return Err(if signers.signatures.is_empty() {
-                Refusal::forbidden("`signatures` is missing: nobody has signed the event.")
-            } else {
-                misfit(&"`hashes` is missing")
-            });
+            // A signature is made over an event with its hash, so that this event is rightly signed by nobody, like a template of ours that
+            // comes back as it was.
+            let why = if signers.signatures.is_empty() { "signatures" } else { "hashes" };
+            return Err(Refusal::forbidden(format!(
+                "`{why}` is missing: nobody has signed the event as it must be."
+            )));
         }
         let received = if is_redacted { received.cut() } else { received };
         let mut servers = required_servers(received.event(), rules)?;
