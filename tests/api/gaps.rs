@@ -466,6 +466,38 @@ async fn the_state_before_an_event_is_also_that_after_the_one_before_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_its_own_auth_events_forbid_keeps_nothing_waiting_that_stands_on_it() {
+    let mut scene = Scene::new().await;
+    let missed = scene.bob_says(2, "missed");
+    // Bob may not set power levels.
+    let levels = scene.there.add(BOB, "m.room.power_levels", Some(""), json!({ "users": {} }));
+    let mut known = scene.there.known(&levels);
+    known.after = known.before.clone();
+    scene.there.put(&levels, known);
+    let newest = scene.there.say(BOB, "newest");
+    scene.there.twist(move |kind, _, mut answer| {
+        // It is the lowest event of the gap that comes.
+        if kind == "get_missing_events" {
+            let is_it = |event: &Value| event["type"] == "m.room.power_levels";
+            answer.1["events"].as_array_mut().unwrap().retain(is_it);
+        } else if kind == "event" {
+            answer = (404, json!({ "errcode": "M_NOT_FOUND", "error": "no" }));
+        }
+        answer
+    });
+    let outcome = scene.come_one(&newest).await;
+    assert!(accepted(&outcome), "{outcome:?}");
+    assert_eq!(scene.hole_count(), 1);
+    scene.there.untwist();
+    let read = scene.read_all(30).await;
+    assert_holds(&read, &missed);
+    assert!(!read.contains(&levels));
+    assert_eq!(scene.hole_count(), 0);
+    let path = format!("/_matrix/client/v3/rooms/{}/event/{levels}", scene.room);
+    assert_eq!(scene.alice.get(&path).await.0, http::StatusCode::NOT_FOUND);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_gap_without_end_and_without_a_state_is_given_up() {
     let mut scene = Scene::new().await;
     let all = scene.bob_says(1_000, "missed");

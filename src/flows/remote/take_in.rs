@@ -322,8 +322,22 @@ impl Gap<'_> {
                     if waits_for_held(&app, waits) {
                         return Ok(Outcome::Held);
                     }
-                    // With the state before it come the events that allow it.
-                    let Some(outcome) = self.take_in_with_state(waits).await? else { continue };
+                    // What the events that allow it forbid is rejected whatever the state before it is. Those that stand on it get a
+                    // state that is fetched, as if it were missing.
+                    let mut outcome = ingest::outliers::reject_by_auth(&app, room, waits.clone()).await?;
+                    if !matches!(outcome, Outcome::Outlier(_)) {
+                        // With the state before it come the events that allow it.
+                        let Some(by_state) = self.take_in_with_state(waits).await? else { continue };
+                        outcome = by_state;
+                        if matches!(outcome, Outcome::Unknown) && !auth.is_empty() {
+                            outcome = ingest::outliers::reject_by_auth(&app, room, waits.clone()).await?;
+                        }
+                    }
+                    if waits.id() != event.id() && matches!(outcome, Outcome::Outlier(_)) {
+                        is_any = true;
+                        done.insert(waits.id().to_owned());
+                        continue;
+                    }
                     if !matches!(outcome, Outcome::Accepted(_) | Outcome::Known(_)) {
                         // Nothing that stands on it can be judged, either.
                         return Ok(Outcome::Unknown);
