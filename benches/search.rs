@@ -94,13 +94,20 @@ fn searches(c: &mut Criterion) {
         ("many common words, 1000 rooms", "word1 word2 word3 word4 word5 word6 word7 word8", ROOMS),
     ] {
         let words = Words::parse(term).unwrap();
-        let rooms: Vec<_> = (1..=rooms).map(|room| Scope { room: RoomNum(room), upto: Order::MAX }).collect();
+        let rooms: Vec<_> = (1..=rooms)
+            .map(|room| Scope {
+                room: RoomNum(room),
+                seen: vec![(Position::ZERO, Position::MAX)],
+                edits_upto: None,
+            })
+            .collect();
         let question = Question {
             words: &words,
             rooms: &rooms,
             kinds: &TextKind::ALL,
             url: None,
             senders: None,
+            not_senders: &[],
             order_by: OrderBy::Rank,
             after: None,
         };

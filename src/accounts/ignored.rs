@@ -43,6 +43,11 @@ impl Ignored {
         self.0
     }
 
+    /// Lists the ids of the users who are ignored.
+    pub fn ids(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(String::as_str)
+    }
+
     /// Whether this user is ignored.
     pub fn contains(&self, user_id: &str) -> bool {
         self.0.contains(user_id)

@@ -36,6 +36,8 @@ pub struct Author {
     pub user_id: OwnedUserId,
     /// Whether the author is a guest, who may do less than other users.
     pub is_guest: bool,
+    /// Whether the author asks for the event and is suspended: they leave, and take back what they said, and do nothing else.
+    pub is_suspended: bool,
     /// The alias that a new room gets. It does not name the room before the room is accepted, but the room may already
     /// call it its own.
     pub names: Option<OwnedRoomAliasId>,
@@ -43,7 +45,13 @@ pub struct Author {
 
 impl From<&Caller> for Author {
     fn from(caller: &Caller) -> Self {
-        Self { user: caller.user, user_id: caller.user_id.clone(), is_guest: caller.is_guest, names: None }
+        Self {
+            user: caller.user,
+            user_id: caller.user_id.clone(),
+            is_guest: caller.is_guest,
+            is_suspended: caller.is_suspended,
+            names: None,
+        }
     }
 }
 
@@ -51,7 +59,7 @@ impl Author {
     /// Gives the author behind an account, for events that the server makes in a user's name without being asked.
     pub fn of(read: &(impl Read + ?Sized), user: UserNum) -> Result<Self> {
         let row = users::require(read, user)?;
-        Ok(Self { user, user_id: row.user_id, is_guest: row.is_guest, names: None })
+        Ok(Self { user, user_id: row.user_id, is_guest: row.is_guest, is_suspended: false, names: None })
     }
 }
 
@@ -118,7 +126,8 @@ pub fn approve(
 ) -> Result<Approved> {
     debug_assert_eq!(draft.sender, author.user_id, "an event is built in its author's name");
     debug_assert_eq!(author.user_id.server_name(), server, "only our own users have events built here");
-    let judged = require_type(&draft).and_then(|()| require_in_room(change, author, &draft));
+    let judged = require_type(&draft).and_then(|()| require_standing(author, &draft));
+    let judged = judged.and_then(|()| require_in_room(change, author, &draft));
     let judged = judged.and_then(|()| match &draft.state_key {
         Some(_) => judge_state(change, server, author, &mut draft),
         None => judge_message(change, author, &draft),
@@ -135,6 +144,19 @@ fn require_type(draft: &Draft) -> Result<()> {
         return Err(Refusal::bad_json("The type of the event is empty; name one.").into());
     }
     Ok(())
+}
+
+/// Refuses what a suspended author may not do (client-server API, "Account suspension"): 403 `M_USER_SUSPENDED`. That a redaction is of
+/// their own event is asked where they ask for it.
+fn require_standing(author: &Author, draft: &Draft) -> Result<()> {
+    let leaves = || -> Result<bool> {
+        Ok(moves_oneself(author, draft)?
+            && event::membership_of(draft.raw_content()?.get()) == Some(Membership::Leave))
+    };
+    if !author.is_suspended || draft.event_type == REDACTION || leaves()? {
+        return Ok(());
+    }
+    Err(users::suspended().into())
 }
 
 /// Refuses an author who is not in the room. The authorization rules let some events pass before they look at the sender's

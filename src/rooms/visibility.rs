@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use history::History;
+use history::{ALL_CHANGES_MAX, History};
 pub use servers::ServerSight;
 
 use ruma::{EventId, UserId};
@@ -17,7 +17,7 @@ use serde::Deserialize;
 
 use crate::{
     accounts::ignored::Ignored,
-    ids::{EventNum, Order, RoomNum, UserNum},
+    ids::{EventNum, Order, Position, RoomNum, UserNum},
     rooms::{
         event::{self, StoredEvent},
         members,
@@ -302,6 +302,51 @@ impl Sight {
         }
         self.is_open = Some(is_open);
         Ok(is_open)
+    }
+
+    /// Lists the anchors between which the user sees every event of the main line: the first and the last of each range, rising. What
+    /// is missing from it may be seen all the same: events within a hole in which visibility or membership changed, and what came
+    /// before the oldest changes that are looked at.
+    pub fn seen(&mut self, read: &(impl Read + ?Sized)) -> Result<Vec<(Position, Position)>, Fault> {
+        if self.sees_everything(read)? {
+            return Ok(vec![(Position::ZERO, Position::MAX)]);
+        }
+        self.visibility.load(read, self.room)?;
+        self.member.load(read, self.room)?;
+        let visibilities = self.visibility.all_changes(read, self.room)?;
+        let memberships = self.member.all_changes(read, self.room)?;
+        let is_cut = [&visibilities, &memberships].iter().any(|changes| changes.len() >= ALL_CHANGES_MAX);
+        let changes: BTreeSet<Order> =
+            visibilities.iter().chain(&memberships).map(|(order, _)| *order).collect();
+        let (mut seen, mut below) = (Vec::new(), None::<Order>);
+        // The first anchor of the range that goes on, while the user sees what stands here.
+        let mut since: Option<Position> = None;
+        for above in changes.into_iter().map(Some).chain([None]) {
+            let at = above.unwrap_or(Order::MAX);
+            let [member, _] = around(&memberships, self.member.now, at);
+            let [visibility, _] = around(&visibilities, self.visibility.now, at);
+            let membership = self.membership_in(read, member)?;
+            let is_of_stay = self.joined_until.is_some_and(|until| at <= until);
+            let was_invited =
+                membership == Membership::Invite && (is_of_stay || below >= Some(self.invited_from));
+            let sees = is_of_stay && membership == Membership::Join
+                || match self.visibility_in(read, visibility)? {
+                    HistoryVisibility::WorldReadable => true,
+                    HistoryVisibility::Shared => is_of_stay,
+                    HistoryVisibility::Invited => was_invited,
+                    HistoryVisibility::Joined => false,
+                };
+            let first = below.map_or(Position::ZERO, |below| below.anchor.plus(1));
+            let last_below = below.map_or(Position::ZERO, |below| below.anchor.before());
+            if sees && !(is_cut && below.is_none()) {
+                since = since.or(Some(first));
+            } else if let Some(since) = since.take().filter(|since| *since <= last_below) {
+                seen.push((since, last_below));
+            }
+            below = above;
+        }
+        seen.extend(since.map(|since| (since, Position::MAX)));
+        Ok(seen)
     }
 
     /// Finds where the user joined for the first time, if a stay of theirs ended below an order; `None` if none did.

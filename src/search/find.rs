@@ -23,7 +23,7 @@ use tantivy::{
 
 use crate::{
     error::{Refusal, Result},
-    ids::{EventNum, Order, RoomNum},
+    ids::{EventNum, Position, RoomNum},
     search::{
         index::{self, Fields, HAS_URL, Index, TextKind, column},
         words::{self, Kind, Word},
@@ -182,13 +182,15 @@ pub struct Key {
     pub event: u64,
 }
 
-/// A room in which is searched, and the order above which nothing is found there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A room in which is searched, and the part of it in which something may be found.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Scope {
     /// The number of the room.
     pub room: RoomNum,
-    /// Nothing above this order is found.
-    pub upto: Order,
+    /// Only events whose anchors are in one of these ranges are found: the first and the last of each, rising.
+    pub seen: Vec<(Position, Position)>,
+    /// Texts of edits above this number are not found, where there is such a bound.
+    pub edits_upto: Option<EventNum>,
 }
 
 /// A question to the index.
@@ -204,6 +206,8 @@ pub struct Question<'q> {
     pub url: Option<bool>,
     /// The only senders whose events are found.
     pub senders: Option<&'q [String]>,
+    /// Events of these senders are not found.
+    pub not_senders: &'q [String],
     /// The order in which results come.
     pub order_by: OrderBy,
     /// Only what comes after this key is handed on.
@@ -284,6 +288,10 @@ fn query(
     if let Some(senders) = question.senders {
         let senders = senders.iter().map(|sender| Term::from_field_text(fields.sender, sender));
         clauses.push((Occur::Must, any_of(senders)));
+    }
+    if !question.not_senders.is_empty() {
+        let senders = question.not_senders.iter().map(|sender| Term::from_field_text(fields.sender, sender));
+        clauses.push((Occur::MustNot, any_of(senders)));
     }
     Ok(BooleanQuery::new(clauses))
 }
@@ -474,8 +482,12 @@ impl BestOfSegment {
         if !self.rooms.get(self.last).is_some_and(is_at) {
             self.last = self.rooms.binary_search_by_key(&room, |scope| scope.room.0).ok()?;
         }
-        let upto = self.rooms.get(self.last)?.upto;
-        (self.columns.anchor.get_val(doc) <= upto.anchor.number()).then_some(self.last)
+        let scope = self.rooms.get(self.last)?;
+        let anchor = self.columns.anchor.get_val(doc);
+        let at = scope.seen.partition_point(|(_, last)| last.number() < anchor);
+        let is_seen = scope.seen.get(at).is_some_and(|(first, _)| first.number() <= anchor);
+        let edit = self.columns.edit.get_val(doc);
+        (is_seen && scope.edits_upto.is_none_or(|upto| edit <= upto.0)).then_some(self.last)
     }
 }
 

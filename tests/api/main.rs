@@ -65,6 +65,7 @@ mod restore;
 mod retention;
 mod rooms;
 mod search;
+mod search_unseen;
 mod thread_subscriptions;
 mod to_device;
 mod transactions;

@@ -24,10 +24,11 @@ use crate::{
         App,
         room::look::{Around, FoundText, Look},
     },
-    ids::{Order, RoomNum},
+    ids::{EventNum, Order, RoomNum},
     json::{JsonText, Object},
-    rooms::{self, filter::EventFilter, members},
+    rooms::{self, filter::EventFilter, members, visibility::Sight},
     schema::{
+        self,
         event_types::{MESSAGE, NAME, TOPIC},
         rooms::{Membership, UserRoomRow},
     },
@@ -54,6 +55,8 @@ const STATE_BYTES: usize = 4 << 20;
 const ROOMS_COUNTED_MAX: usize = 200;
 /// At most this many predecessors of a room are followed.
 const PREDECESSORS_MAX: usize = 20;
+/// The index is told of at most this many users whom the caller ignores.
+const IGNORED_NAMED_MAX: usize = 1_000;
 /// A search says at most this many words to highlight.
 const HIGHLIGHTS_MAX: usize = 100;
 
@@ -221,11 +224,20 @@ fn list_rooms(
     for row in members::list_user_rooms(read, caller.user)? {
         let (room, row) = row?;
         if let Some(upto) = seen_upto(&row).filter(|_| is_wanted(room)) {
-            scopes.push(Scope { room, upto });
+            // What the caller may not see is no candidate: it would take the place of one that they may see, and they would notice.
+            let seen = Sight::of(read, room, caller.user, &caller.user_id)?.seen(read)?;
+            let edits_upto = last_event(read, room, upto)?;
+            scopes.push(Scope { room, seen, edits_upto });
         }
     }
     scopes.sort_by_key(|scope| scope.room);
     Ok(scopes)
+}
+
+/// The number of the event at the end of somebody's stay, above which they see no edit; `None` for a member.
+fn last_event(read: &Snapshot, room: RoomNum, upto: Order) -> Result<Option<EventNum>> {
+    let last = schema::TIMELINE.get(read, (room, upto))?;
+    Ok(last.map(|row| row.header.event))
 }
 
 /// The order above which somebody with this row sees nothing of a room by having been in it. What everybody may see of it
@@ -293,7 +305,7 @@ struct Candidates<'s> {
     left: std::slice::Iter<'s, Candidate>,
     looks: HashMap<RoomNum, Option<Look>>,
     looked_at: usize,
-    /// The last candidate that was looked at.
+    /// The last candidate that was looked at and that the caller may see.
     last: Option<Key>,
 }
 
@@ -304,10 +316,11 @@ impl Candidates<'_> {
             && let Some(candidate) = self.left.next()
         {
             self.looked_at += 1;
-            self.last = Some(candidate.key);
-            let filter = &self.search.filter;
             let Some(look) = self.look(candidate.room())? else { continue };
-            if let Some(found) = look.find_text(candidate.event(), candidate.edit, filter)? {
+            let Some(found) = look.find_text(candidate.event(), candidate.edit)? else { continue };
+            // No token names what the caller may not see.
+            self.last = Some(candidate.key);
+            if found.is_wanted(&self.search.filter) {
                 return Ok(Some((*candidate, found)));
             }
         }
@@ -340,6 +353,8 @@ impl Search {
             let is_allowed = senders.as_ref().is_none_or(|senders| senders.contains(sender));
             senders = Some(if is_allowed { vec![sender.clone()] } else { Vec::new() });
         }
+        let not_senders: Vec<String> =
+            self.ignored.ids().take(IGNORED_NAMED_MAX).map(str::to_owned).collect();
         find::find(
             index,
             &Question {
@@ -348,6 +363,7 @@ impl Search {
                 kinds: &kinds,
                 url: self.wanted.filter.url_filter.map(|wanted| wanted == UrlFilter::EventsWithUrl),
                 senders: senders.as_deref(),
+                not_senders: &not_senders,
                 order_by: self.wanted.order_by,
                 after: self.mark.as_ref().map(|mark| mark.after),
             },

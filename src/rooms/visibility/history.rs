@@ -19,7 +19,7 @@ use crate::{
 pub(super) const CHANGES_READ: usize = 32;
 
 /// Look through at most this many changes of a room's visibility for a time when it was open to everybody.
-const ALL_CHANGES_MAX: usize = 1_000;
+pub(super) const ALL_CHANGES_MAX: usize = 1_000;
 
 /// The values that a state key had on the main line, as far as they were asked for: however often a key changed, a page
 /// reads little more of its changes than it has events.

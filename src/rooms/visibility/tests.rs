@@ -350,6 +350,13 @@ fn check(steps: &[usize]) {
         let expected = (after.0, sees(stored.order, [*before, *after]));
         assert_eq!(sight.look(&*snapshot, stored).unwrap(), expected, "{steps:?} at {:?}", stored.order);
     }
+    let ranges = fixture.sight(&*snapshot).seen(&*snapshot).unwrap();
+    let is_change = |stored: &StoredEvent| is_own(stored) || stored.row.event_type() == HISTORY_VISIBILITY;
+    for (stored, before, after) in around.iter().filter(|(stored, ..)| !is_change(stored)) {
+        let anchor = stored.order.anchor;
+        let is_in = ranges.iter().any(|(first, last)| (*first..=*last).contains(&anchor));
+        assert_eq!(is_in, sees(stored.order, [*before, *after]), "{steps:?} at {anchor}: {ranges:?}");
+    }
     // A message that comes next is seen or not as the room is now.
     let end = if sees(Order::MAX, [now, now]) { Some(Order::MAX) } else { last_seen };
     let is_open = |(.., (_, visibility)): &(_, _, (_, HistoryVisibility))| {

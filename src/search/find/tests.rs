@@ -4,7 +4,7 @@ use tantivy::directory::RamDirectory;
 
 use super::*;
 use crate::{
-    ids::Position,
+    ids::{Order, Position},
     search::index::{Document, Shelf},
 };
 
@@ -43,7 +43,11 @@ fn index_of(texts: &[(u64, &str)]) -> Index {
 fn ask(index: &Index, term: &str, rooms: &[Scope], order_by: OrderBy) -> Found {
     let words = Words::parse(term).unwrap();
     let (kinds, url, senders) = (&TextKind::ALL, None, None);
-    find(index, &Question { words: &words, rooms, kinds, url, senders, order_by, after: None }).unwrap()
+    find(
+        index,
+        &Question { words: &words, rooms, kinds, url, senders, not_senders: &[], order_by, after: None },
+    )
+    .unwrap()
 }
 
 fn events(found: &Found) -> Vec<u64> {
@@ -51,7 +55,11 @@ fn events(found: &Found) -> Vec<u64> {
 }
 
 fn whole(rooms: impl IntoIterator<Item = u64>) -> Vec<Scope> {
-    rooms.into_iter().map(|room| Scope { room: RoomNum(room), upto: Order::MAX }).collect()
+    let seen = vec![(Position::ZERO, Position::MAX)];
+    rooms
+        .into_iter()
+        .map(|room| Scope { room: RoomNum(room), seen: seen.clone(), edits_upto: None })
+        .collect()
 }
 
 #[test]
@@ -93,7 +101,7 @@ fn only_these_rooms_are_searched_and_none_above_its_end() {
         assert_eq!(events(&but_one), (2..=count).rev().collect::<Vec<_>>());
         assert_eq!(but_one.counts.len() as u64, count - 1);
         let mut scopes = whole(0..count);
-        scopes[1].upto = Order::live(at(1));
+        scopes[1].seen = vec![(Position::ZERO, at(1)), (at(3), Position::MAX)];
         let ended = ask(&index, "needle", &scopes, OrderBy::Recent);
         assert!(!events(&ended).contains(&2));
         assert_eq!(ended.counts.get(&RoomNum(1)), None, "what is above the end is not counted");
@@ -139,6 +147,7 @@ fn the_best_of_many_are_handed_on_and_a_page_goes_on_below_a_key() {
             kinds: &TextKind::ALL,
             url: None,
             senders: None,
+            not_senders: &[],
             order_by: OrderBy::Recent,
             after: found.candidates.last().map(|last| last.key),
         },

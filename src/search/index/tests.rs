@@ -31,13 +31,14 @@ fn open(ram: &RamDirectory, incarnation: u16, upto: u64) -> (Index, Progress) {
 
 fn ask(index: &Index, term: &str) -> Found {
     let words = Words::parse(term).unwrap();
-    let rooms = [Scope { room: ROOM, upto: Place::MAX }];
+    let rooms = [Scope { room: ROOM, seen: vec![(Position::ZERO, Position::MAX)], edits_upto: None }];
     let question = Question {
         words: &words,
         rooms: &rooms,
         kinds: &TextKind::ALL,
         url: None,
         senders: None,
+        not_senders: &[],
         order_by: OrderBy::Recent,
         after: None,
     };

@@ -47,6 +47,11 @@ pub(crate) struct FoundText {
 }
 
 impl FoundText {
+    /// Whether a filter lets the event through.
+    pub(crate) fn is_wanted(&self, filter: &EventFilter) -> bool {
+        filter.allows(&self.stored)
+    }
+
     /// The id of the event's sender.
     pub(crate) fn sender(&self) -> String {
         self.stored.row.sender().into_owned()
@@ -94,12 +99,7 @@ impl Look {
 
     /// Finds an event that the index gave for a search, with the edit whose text was found. `None` where it is not the caller's
     /// to see, or the text is not: also an edit that came after the caller had left must not be found by its words.
-    pub(crate) fn find_text(
-        &self,
-        event: EventNum,
-        edit: Option<EventNum>,
-        wanted: &EventFilter,
-    ) -> Result<Option<FoundText>> {
+    pub(crate) fn find_text(&self, event: EventNum, edit: Option<EventNum>) -> Result<Option<FoundText>> {
         let read = &*self.snapshot;
         let Some(stored) = event::find(read, self.num, event)? else { return Ok(None) };
         if let Some(edit) = edit {
@@ -111,7 +111,7 @@ impl Look {
         }
         let Some((_, text, newest)) = text_of(read, self.num, &stored)? else { return Ok(None) };
         // The index has not read a newer edit yet, which may be none of the caller's.
-        if newest != edit || !wanted.allows(&stored) {
+        if newest != edit {
             return Ok(None);
         }
         let (membership, sees) = self.reader.look(read, &stored)?;
