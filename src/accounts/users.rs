@@ -176,6 +176,15 @@ pub fn suspended() -> Refusal {
     Refusal::new(ErrorKind::UserSuspended, "This account is suspended, so that it cannot do this.")
 }
 
+/// Refuses an account that is locked (401 `M_USER_LOCKED`) or suspended (403 `M_USER_SUSPENDED`).
+pub fn require_active(read: &(impl Read + ?Sized), user: UserNum) -> Result<()> {
+    match require(read, user)? {
+        row if row.is_locked => Err(locked().into()),
+        row if row.is_suspended => Err(suspended().into()),
+        _ => Ok(()),
+    }
+}
+
 /// Turns a guest into a full account. The caller holds the user's and the server's lock.
 pub fn make_user(batch: &mut Batch, user: UserNum, is_admin: bool) -> Result<()> {
     change(batch, user, |row| {

@@ -37,7 +37,7 @@ const STICKY_DURATION: &str = "org.matrix.msc4354.sticky_duration_ms";
 const STICKY_MS_MAX: u64 = 60 * 60 * 1000;
 
 pub(crate) fn routes(r: &mut Routes) {
-    r.client(schedule).limit(Limit::Send).guests(Guests::Yes).body(EVENT);
+    r.client(schedule).limit(Limit::Send).guests(Guests::Yes).body(EVENT).not_suspended();
     r.client(list).limit(Limit::Read).guests(Guests::Yes);
     r.client(look_up).limit(Limit::Read).guests(Guests::Yes);
     r.client(act).limit(Limit::Other).guests(Guests::Yes).body(Body::Json(KIB));

@@ -6,7 +6,7 @@
 use ruma::{CanonicalJsonObject, OwnedRoomId};
 
 use crate::{
-    accounts::Caller,
+    accounts::{Caller, users},
     error::{Error, Exception, Refusal, Result},
     flows::{
         App, commit, jobs,
@@ -202,6 +202,8 @@ async fn send_one(app: &App, user: UserNum, id: &str, only_due: bool) -> Result<
         if row.end.is_some() {
             return Ok(false);
         }
+        // An event that was scheduled before its user was locked or suspended comes to nothing, too.
+        users::require_active(&view, user)?;
         (row.room_id, Author::of(&view, user)?)
     };
     let room = commit::require_num(app, &room_id)?;
