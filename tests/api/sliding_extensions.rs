@@ -1,12 +1,14 @@
 //! The extensions of sliding sync: what is told beside the rooms themselves.
 
+use std::time::Duration;
+
 use http::StatusCode;
 use serde_json::{Value, json};
 
 use crate::{
     sliding_sync::Slide,
     support::{TestClient, TestServer, encoded},
-    sync::{act, create_room, must, room_of_two, say},
+    sync::{act, create_room, env, must, room_of_two, say},
 };
 
 fn with(name: &str, extension: Value) -> Value {
@@ -56,13 +58,11 @@ async fn messages_to_the_device_wait_until_it_confirms_them() {
     }
     assert_eq!(seen, [2, 3, 4]);
     slide.body["extensions"]["to_device"]["since"] = since.clone();
-    let waiting = {
-        let mut slide = slide.clone();
-        tokio::spawn(async move { slide.next_within(30_000).await })
-    };
-    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
-    send_to_device(&alice, &bob, 5).await;
-    assert_eq!(numbers(&waiting.await.unwrap()), [5]);
+    let (woken, ()) = tokio::join!(slide.next_within(30_000), async {
+        env(&server).sleep(Duration::from_secs(1)).await;
+        send_to_device(&alice, &bob, 5).await;
+    });
+    assert_eq!(numbers(&woken), [5]);
     // The token of another device confirms nothing.
     let other = bob.on_device("OTHER").await;
     send_to_device(&alice, &other, 6).await;

@@ -16,6 +16,14 @@ use crate::{
 /// A room's state: (type, state key) to event id and content.
 type State = BTreeMap<(String, String), (String, Value)>;
 
+/// An event of a timeline, by its id. Of a message also its sender, who may be ignored before or after.
+type Shown = (String, Option<String>);
+
+fn shown(event: &Value) -> Shown {
+    let is_state = event["state_key"].is_string();
+    (text(&event["event_id"]).unwrap(), text(&event["sender"]).filter(|_| !is_state))
+}
+
 /// Everything that a client knows of one room.
 #[derive(Clone, Debug, Default)]
 struct Known {
@@ -26,14 +34,10 @@ struct Known {
     invited: u64,
     unread: u64,
     /// The events that were shown since the last gap or beginning, the oldest first.
-    events: Vec<String>,
+    events: Vec<Shown>,
     /// Whether nothing stands before these events that the client might ask for.
     is_whole: bool,
     state: State,
-    /// The wishes for state under which it was told last.
-    wishes: BTreeSet<usize>,
-    /// The members that it may know otherwise than they are: it must look for members anew after a gap.
-    members_doubtful: bool,
 }
 
 /// The wishes for state that clients have by turns.
@@ -70,6 +74,13 @@ fn list<'a>(room: &'a Value, part: &str) -> impl Iterator<Item = &'a Value> {
 
 fn text(value: &Value) -> Option<String> {
     value.as_str().map(str::to_owned)
+}
+
+/// The account data of a user that matters: their direct chats, and everybody whom they ever ignored.
+#[derive(Clone, Default)]
+struct OfUser {
+    direct: BTreeSet<String>,
+    ignored: BTreeSet<String>,
 }
 
 /// A client of sliding sync, with what it has put together.
@@ -115,13 +126,11 @@ impl Listener {
     fn learn(&mut self, answer: &Value, moment: &str) {
         self.count = answer["lists"]["all"]["count"].as_u64().unwrap();
         for (room, told) in answer["rooms"].as_object().unwrap() {
-            let wishes = self.wishes_for(room, told["lists"].is_array());
             let is_initial = told["initial"] == true;
             if is_initial {
                 self.rooms.remove(room);
             }
             let known = self.rooms.entry(room.clone()).or_default();
-            known.wishes = wishes;
             known.membership = text(&told["membership"]).unwrap();
             if let Some(name) = told.get("name") {
                 known.name = text(name);
@@ -131,22 +140,18 @@ impl Listener {
             known.invited = told["invited_count"].as_u64().unwrap_or(known.invited);
             known.unread = told["notification_count"].as_u64().unwrap_or(known.unread);
             if told["stripped_state"].is_array() {
-                *known = Known { membership: known.membership.clone(), ..Known::default() };
+                *known = Known { membership: known.membership.clone(), is_dm: known.is_dm, ..Known::default() };
                 continue;
             }
-            let shown: Vec<String> =
-                list(told, "timeline").map(|it| text(&it["event_id"]).unwrap()).collect();
+            let shown: Vec<Shown> = list(told, "timeline").map(shown).collect();
             let live = told["num_live"].as_u64().unwrap_or(0) as usize;
             assert!(live <= shown.len(), "{moment}: {told:#}");
             if is_initial || told["limited"] == true || told["expanded_timeline"] == true {
-                if told["expanded_timeline"] != true && told["limited"] == true && !is_initial {
-                    known.members_doubtful = true;
-                }
                 known.events = shown;
                 known.is_whole = told["limited"] != true;
             } else {
                 for event in &shown {
-                    assert!(!known.events.contains(event), "{moment}: {event} is told twice: {told:#}");
+                    assert!(!known.events.contains(event), "{moment}: {event:?} is told twice: {told:#}");
                 }
                 known.events.extend(shown);
             }
@@ -177,7 +182,8 @@ impl Listener {
     }
 
     /// Polls with a range that shows all rooms until nothing is new, and compares what is known with the server's word.
-    async fn compare(&mut self, dice: &mut Dice, direct: &BTreeSet<String>, moment: &str) {
+    async fn compare(&mut self, dice: &mut Dice, of_user: &OfUser, moment: &str) {
+        let OfUser { direct, ignored } = of_user;
         self.slide.body["lists"]["all"]["ranges"] = json!([[0, 99]]);
         self.poll(dice, moment).await;
         let (_, idle) = self.slide.try_within(0).await;
@@ -197,7 +203,7 @@ impl Listener {
             assert_eq!(known.membership, *membership, "{moment}: {who} in {room}");
             assert_eq!(known.is_dm, direct.contains(room), "{moment}: {who} in {room}");
             if *membership == "join" {
-                self.compare_joined(room, known, news, moment).await;
+                self.compare_joined(room, known, news, ignored, moment).await;
             }
         }
         for (room, known) in &self.rooms {
@@ -214,7 +220,14 @@ impl Listener {
         assert!(here <= self.count && self.count <= here + out as u64, "{moment}: {} and {here}", self.count);
     }
 
-    async fn compare_joined(&self, room: &str, known: &Known, news: &Value, moment: &str) {
+    async fn compare_joined(
+        &self,
+        room: &str,
+        known: &Known,
+        news: &Value,
+        ignored: &BTreeSet<String>,
+        moment: &str,
+    ) {
         let client = &self.slide.client;
         let who = format!("{moment}: {} in {room}", client.user_id);
         let server = state_of(client, room).await;
@@ -227,11 +240,13 @@ impl Listener {
         assert_eq!(known.unread, news["unread_notifications"]["notification_count"], "{who}");
         // The timeline ends as that of `/sync` does, without a gap.
         let timeline = news["timeline"]["events"].as_array().unwrap();
-        let told: Vec<String> = timeline.iter().map(|it| text(&it["event_id"]).unwrap()).collect();
-        let common = told.len().min(known.events.len());
-        assert_eq!(known.events[known.events.len() - common..], told[told.len() - common..], "{who}");
+        let is_steady = |event: &Shown| event.1.as_ref().is_none_or(|sender| !ignored.contains(sender));
+        let told: Vec<Shown> = timeline.iter().map(shown).filter(is_steady).collect();
+        let shown: Vec<Shown> = known.events.iter().cloned().filter(is_steady).collect();
+        let common = told.len().min(shown.len());
+        assert_eq!(shown[shown.len() - common..], told[told.len() - common..], "{who}");
         if known.is_whole && news["timeline"]["limited"] != true {
-            assert!(known.events.len() >= told.len(), "{who}: {:?} of {told:?}", known.events);
+            assert!(shown.len() >= told.len(), "{who}: {shown:?} of {told:?}");
         }
         let wishes = self.wishes_for(room, true);
         let mut wrong = Vec::new();
@@ -244,7 +259,7 @@ impl Listener {
         // Members that were told lazily are right, unless the client has to look for them anew.
         let is_lazy = wishes.contains(&1) || wishes.contains(&3);
         if is_lazy {
-            for event in timeline.iter().filter(|it| known.events.contains(&text(&it["event_id"]).unwrap())) {
+            for event in timeline.iter().filter(|it| known.events.contains(&self::shown(it))) {
                 let sender = ("m.room.member".to_owned(), text(&event["sender"]).unwrap());
                 let is_there = known.state.contains_key(&sender);
                 if is_there && known.state.get(&sender) != server.get(&sender) {
@@ -275,7 +290,7 @@ async fn run(seed: u64, steps: usize) {
         let body = json!({ "preset": "public_chat", "power_level_content_override": levels });
         rooms.push(create_room(&people[0], body).await);
     }
-    let mut direct = vec![BTreeSet::new(); people.len()];
+    let mut of_users = vec![OfUser::default(); people.len()];
     let mut listeners: Vec<(usize, Listener)> = Vec::new();
     for (at, client) in people.iter().enumerate() {
         for conn_id in ["a", "b"] {
@@ -304,15 +319,15 @@ async fn run(seed: u64, steps: usize) {
             }
             15 | 16 => {
                 let (at, listener) = &mut listeners[which];
-                let direct = direct[*at].clone();
-                listener.compare(&mut dice, &direct, &moment).await;
+                let of_user = of_users[*at].clone();
+                listener.compare(&mut dice, &of_user, &moment).await;
             }
             17 => {
                 let at = dice.below(people.len());
                 let room = rooms[dice.below(rooms.len())].clone();
-                direct[at] = if dice.below(2) == 0 { BTreeSet::from([room]) } else { BTreeSet::new() };
+                of_users[at].direct = if dice.below(2) == 0 { BTreeSet::from([room]) } else { BTreeSet::new() };
                 let path = format!("/user/{}/account_data/m.direct", people[at].user_id);
-                people[at].ok_put(&path, json!({ "@x:y": direct[at] })).await;
+                people[at].ok_put(&path, json!({ "@x:y": of_users[at].direct })).await;
             }
             18 => {
                 let (at, room) = (dice.below(people.len()), &rooms[dice.below(rooms.len())]);
@@ -326,11 +341,17 @@ async fn run(seed: u64, steps: usize) {
             _ => {
                 let room = rooms[dice.below(rooms.len())].clone();
                 step(&mut dice, &people, &room, number).await;
+                for (client, of_user) in people.iter().zip(&mut of_users) {
+                    let path = format!("/_matrix/client/v3/user/{}/account_data/m.ignored_user_list", client.user_id);
+                    let (_, json) = client.get(&path).await;
+                    let ignored = json["ignored_users"].as_object().into_iter().flatten();
+                    of_user.ignored.extend(ignored.map(|(user_id, _)| user_id.clone()));
+                }
             }
         }
     }
     for (at, listener) in &mut listeners {
-        listener.compare(&mut dice, &direct[*at], &format!("seed {seed} end")).await;
+        listener.compare(&mut dice, &of_users[*at], &format!("seed {seed} end")).await;
     }
     server.assert_whole();
 }

@@ -1,13 +1,15 @@
 //! Sliding sync: which rooms an answer tells, from where, and how much of them.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
+use aqueduct::rooms::change::Outcome;
 use http::StatusCode;
 use serde_json::{Value, json};
 
 use crate::{
+    ingest::shared_room,
     support::{TestClient, TestServer, encoded},
-    sync::{act, create_room, must, room_of_two, say, set_state},
+    sync::{act, create_room, env, must, room_of_two, say, set_state},
 };
 
 /// The path at which clients of today ask.
@@ -149,17 +151,14 @@ async fn a_poll_waits_for_news_and_is_answered_empty_when_the_time_is_up() {
     let (alice, bob, room) = room_of_two(&server).await;
     let mut slide = Slide::list(&bob, 0, 9);
     slide.next_within(30_000).await;
-    let waiting = {
-        let mut slide = slide.clone();
-        tokio::spawn(async move { slide.next_within(30_000).await })
-    };
-    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
-    say(&alice, &room, "wake up").await;
-    assert_eq!(bodies(&waiting.await.unwrap(), &room), ["wake up"]);
-    let began = tokio::time::Instant::now();
-    slide.next().await;
+    let (woken, ()) = tokio::join!(slide.next_within(30_000), async {
+        env(&server).sleep(Duration::from_secs(1)).await;
+        say(&alice, &room, "wake up").await;
+    });
+    assert_eq!(bodies(&woken, &room), ["wake up"]);
+    let began = env(&server).instant();
     let idle = slide.next_within(5_000).await;
-    assert!(began.elapsed() >= std::time::Duration::from_secs(5));
+    assert!(env(&server).instant().duration_since(began) >= Duration::from_secs(5));
     assert_eq!(told(&idle), Vec::<String>::new());
 }
 
@@ -248,7 +247,7 @@ async fn a_device_has_twenty_connections_of_which_the_oldest_ends() {
         let mut slide = Slide::list(&bob, 0, 9);
         slide.body["conn_id"] = format!("connection {number}").into();
         slide.next().await;
-        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        env(&server).sleep(Duration::from_secs(1)).await;
         slides.push(slide);
     }
     assert!(slides[0].is_unknown().await);
@@ -257,7 +256,7 @@ async fn a_device_has_twenty_connections_of_which_the_oldest_ends() {
     }
     let rows: BTreeMap<_, _> = server.assert_whole().into_iter().collect();
     assert_eq!(rows.get("SYNC_CONNECTION"), Some(&20));
-    tokio::time::sleep(std::time::Duration::from_secs(31 * 24 * 3_600)).await;
+    env(&server).sleep(Duration::from_secs(31 * 24 * 3_600)).await;
     assert!(slides[5].is_unknown().await, "a connection that nobody uses ends after a month");
     bob.ok_post("/logout", json!({})).await;
     let rows: BTreeMap<_, _> = server.assert_whole().into_iter().collect();
@@ -741,4 +740,37 @@ async fn the_settled_path_takes_everything_in_the_body() {
     assert_eq!(page["chunk"][0]["content"]["body"], "hello");
     let (_, versions) = server.anonymous().get("/_matrix/client/versions").await;
     assert_eq!(versions["unstable_features"]["org.matrix.simplified_msc3575"], true);
+}
+
+#[tokio::test(start_paused = true)]
+async fn state_that_a_resolution_takes_away_is_told_to_be_gone() {
+    let server = TestServer::new();
+    let (alice, carol) = (server.register("alice").await, server.register("carol").await);
+    let levels = json!({ "users": { &alice.user_id: 100, "@bob:b.example": 100 } });
+    let more = json!({ "room_version": "11", "power_level_content_override": levels });
+    let (room, bob) = shared_room(&alice, more).await;
+    let before = bob.heads();
+    must(&carol, &room, "join", json!({})).await;
+    let slide = |client: &TestClient| {
+        let mut slide = Slide::list(client, 0, 9);
+        slide.body["lists"]["all"]["required_state"] = json!([["*", "*"]]);
+        slide
+    };
+    let (mut hers, mut theirs) = (slide(&carol), slide(&alice));
+    assert_eq!(hers.next().await["rooms"][&room]["membership"], "join");
+    theirs.next().await;
+    // Bob closed the door before she came, on the other side of a partition.
+    bob.app.env.sleep(Duration::from_secs(5)).await;
+    let close = bob.event("m.room.join_rules", Some(""), json!({ "join_rule": "invite" }), &before);
+    assert!(matches!(bob.send(close).await, Outcome::Accepted(_)));
+    let member = ("m.room.member".to_owned(), carol.user_id.clone());
+    let told = theirs.next().await;
+    assert_eq!(state(&told, &room).get(&member), Some(&Value::Null), "{told:#}");
+    assert_eq!(state(&told, &room)[&("m.room.join_rules".to_owned(), String::new())]["join_rule"], "invite");
+    assert_eq!(told["rooms"][&room]["joined_count"], 2);
+    let told = hers.next().await;
+    assert_eq!(told["rooms"][&room]["membership"], "leave");
+    assert_eq!(state(&told, &room).get(&member), Some(&Value::Null), "{told:#}");
+    say(&alice, &room, "unseen").await;
+    assert_eq!(hers.next().await["rooms"], json!({}));
 }

@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// The types of events by which a room counts as active (MSC4186, `bump_stamp`), and the names of some before they were settled.
-const BUMPING: [&str; 10] = [
+const BUMPING: [&str; 9] = [
     CREATE,
     MESSAGE,
     ENCRYPTED,
@@ -36,7 +36,6 @@ const BUMPING: [&str; 10] = [
     "org.matrix.msc3381.poll.start",
     "m.beacon_info",
     "org.matrix.msc3672.beacon_info",
-    "m.call.member",
 ];
 /// Look at no more than this many events below a timeline for one by which the room was active.
 const BUMP_LOOKED_AT: usize = 100;
