@@ -157,7 +157,18 @@ impl Value for OutboxRow {
 pub struct OutsideRow {
     /// The number by which the user's row in `USER_ROOM` names this one. No event of the room has it.
     pub number: u64,
-    /// The user id of the sender of the member event.
+    /// What the user is shown.
+    #[serde(flatten)]
+    pub shown: Standing,
+    /// All else that stands and is not shown, the oldest first: invitations by users of further servers, and a knock.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<Standing>,
+}
+
+/// The word of somebody outside a room on what a user of ours is to it: an invitation or a knock, or the end of either.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standing {
+    /// The user id of the sender of the member event: whoever knocked themselves, or their inviter.
     pub sender: String,
     /// The member event as JSON; empty where no other server was told of it.
     pub event: String,
@@ -168,26 +179,6 @@ pub struct OutsideRow {
     #[serde(default)]
     pub version: u8,
     /// The server that told of it: that of the inviter, or the one that passed a knock on. Empty in older rows.
-    #[serde(default)]
-    pub via: String,
-    /// All else that stands and is not shown, the oldest first: invitations by users of further servers, and a knock.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub others: Vec<Standing>,
-}
-
-/// An invitation from outside a room, or a knock at it, which is neither answered nor withdrawn. The fields are those of [`OutsideRow`].
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Standing {
-    /// The user id of the sender of the member event: whoever knocked themselves, or their inviter.
-    pub sender: String,
-    /// The member event as JSON.
-    pub event: String,
-    /// The events that tell which room this is.
-    pub state: Vec<String>,
-    /// The version of the room.
-    #[serde(default)]
-    pub version: u8,
-    /// The server that told of it.
     #[serde(default)]
     pub via: String,
 }

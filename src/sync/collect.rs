@@ -314,7 +314,7 @@ pub(crate) fn outside(room: &RoomWindow<'_, '_>) -> Result<Option<Outside>, Faul
     let own = match (told, own) {
         (Some(told), _) => {
             // Rows of older versions may hold more than is kept now.
-            let state = stripped::bound(told.state, &told.sender);
+            let state = stripped::bound(told.shown.state, &told.shown.sender);
             let state = state.iter().map(|event| JsonText::stored(event.as_bytes()));
             return Ok(Some(Outside::Told(state.collect())));
         }
@@ -353,7 +353,7 @@ fn invitation(
 
 fn sender_of(told: Option<&OutsideRow>, own: Option<&StoredEvent>) -> Option<String> {
     match (told, own) {
-        (Some(told), _) => Some(told.sender.clone()),
+        (Some(told), _) => Some(told.shown.sender.clone()),
         (None, Some(own)) => Some(own.row.sender().into_owned()),
         (None, None) => None,
     }

@@ -2,8 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-use aqueduct::schema::rooms::Membership;
-use federation::testing::{Net, Weather, json as answer};
+use aqueduct::{rooms::build::Signer, schema::rooms::Membership};
+use federation::testing::{Net, Weather, json as answer, key_pair};
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -796,5 +796,48 @@ async fn invitations_that_come_together_are_held_to_the_same_number() {
     assert_eq!(invite(500).await, StatusCode::TOO_MANY_REQUESTS);
     let first = answers.iter().position(|status| *status == StatusCode::OK).unwrap();
     assert_eq!(invite(first).await, StatusCode::OK, "it takes the place of the one to that room");
+    it.server.assert_whole();
+}
+
+#[tokio::test(start_paused = true)]
+async fn servers_that_invite_as_often_as_they_may_shut_nobody_out() {
+    let mut room = Elsewhere::new(11);
+    let it = Against::new(&room, honest()).await;
+    for server in 1..=6_u8 {
+        let name = format!("s{server}.example");
+        let peer = Peer::new(&it.net, &name, &format!("5.9.1.{server}"), 100 + server);
+        room.signer =
+            Signer::new(name.as_str().try_into().unwrap(), key_pair(100 + server, "k").unwrap().into());
+        let invite = async |number: usize| {
+            let room = room.with_id(&format!("!room{number:03}:{name}"));
+            let invites = json!({ "membership": "invite" });
+            let event = room.event(&format!("@m:{name}"), "m.room.member", Some(BOB), invites);
+            let (id, event_id) = (encoded(room.room_id.as_str()), encoded(event.id.as_str()));
+            let uri = format!("/_matrix/federation/v2/invite/{id}/{event_id}");
+            let body = json!({ "room_version": "11", "event": event.json, "invite_room_state": [] });
+            peer.ask(&it.server, Method::PUT, &uri, Some(&body)).await.0
+        };
+        if server < 6 {
+            for number in 0..200 {
+                assert_eq!(invite(number).await, StatusCode::OK, "{server} {number}");
+            }
+            assert_eq!(invite(200).await, StatusCode::TOO_MANY_REQUESTS);
+        } else {
+            for number in 0..3 {
+                assert_eq!(invite(number).await, StatusCode::OK);
+            }
+            let both = futures_util::future::join_all((3..10).map(&invite)).await;
+            assert!(both.iter().filter(|status| **status == StatusCode::OK).count() >= 3, "{both:?}");
+        }
+    }
+    let app = it.server.server().app();
+    let user = crate::support::user_num(&app.store, BOB);
+    let snapshot = app.store.snapshot();
+    let rows = aqueduct::rooms::members::list_user_rooms(&*snapshot, user).unwrap();
+    let rows: Vec<_> = rows.map(|row| row.unwrap().1.membership).collect();
+    let count = |membership| rows.iter().filter(|it| **it == membership).count();
+    assert_eq!(count(Membership::Invite), 1_000);
+    assert_eq!(count(Membership::Leave), rows.len() - 1_000, "clients are told that those are gone");
+    assert!(rows.len() >= 1_006);
     it.server.assert_whole();
 }

@@ -126,6 +126,22 @@ async fn a_suspended_user_reads_and_leaves_and_does_nothing_that_others_see() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_was_scheduled_before_a_suspension_is_not_sent() {
+    let server = TestServer::new();
+    let admin = admin(&server).await;
+    let (alice, bob, room) = room_of_two(&server).await;
+    let path =
+        |txn: u32| format!("{V3}/rooms/{room}/send/m.room.message/{txn}?org.matrix.msc4140.delay=5000");
+    bob.ok_put(&path(1), json!({ "body": "later" })).await;
+    set(&admin, "suspend", &bob.user_id, true).await;
+    assert_eq!(code(&bob.put(&path(2), json!({ "body": "x" })).await), (403, "M_USER_SUSPENDED"));
+    tokio::time::sleep(std::time::Duration::from_secs(10)).await;
+    let page = alice.ok_get(&format!("{V3}/rooms/{room}/messages?dir=b")).await;
+    let events = page["chunk"].as_array().unwrap();
+    assert!(events.iter().all(|event| event["type"] != "m.room.message"), "{events:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn only_admins_moderate_and_learn_who_is_here() {
     let server = TestServer::new();
     let admin = admin(&server).await;

@@ -140,7 +140,8 @@ impl Listener {
             known.invited = told["invited_count"].as_u64().unwrap_or(known.invited);
             known.unread = told["notification_count"].as_u64().unwrap_or(known.unread);
             if told["stripped_state"].is_array() {
-                *known = Known { membership: known.membership.clone(), is_dm: known.is_dm, ..Known::default() };
+                *known =
+                    Known { membership: known.membership.clone(), is_dm: known.is_dm, ..Known::default() };
                 continue;
             }
             let shown: Vec<Shown> = list(told, "timeline").map(shown).collect();
@@ -325,7 +326,8 @@ async fn run(seed: u64, steps: usize) {
             17 => {
                 let at = dice.below(people.len());
                 let room = rooms[dice.below(rooms.len())].clone();
-                of_users[at].direct = if dice.below(2) == 0 { BTreeSet::from([room]) } else { BTreeSet::new() };
+                of_users[at].direct =
+                    if dice.below(2) == 0 { BTreeSet::from([room]) } else { BTreeSet::new() };
                 let path = format!("/user/{}/account_data/m.direct", people[at].user_id);
                 people[at].ok_put(&path, json!({ "@x:y": of_users[at].direct })).await;
             }
@@ -342,7 +344,10 @@ async fn run(seed: u64, steps: usize) {
                 let room = rooms[dice.below(rooms.len())].clone();
                 step(&mut dice, &people, &room, number).await;
                 for (client, of_user) in people.iter().zip(&mut of_users) {
-                    let path = format!("/_matrix/client/v3/user/{}/account_data/m.ignored_user_list", client.user_id);
+                    let path = format!(
+                        "/_matrix/client/v3/user/{}/account_data/m.ignored_user_list",
+                        client.user_id
+                    );
                     let (_, json) = client.get(&path).await;
                     let ignored = json["ignored_users"].as_object().into_iter().flatten();
                     of_user.ignored.extend(ignored.map(|(user_id, _)| user_id.clone()));

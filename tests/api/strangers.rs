@@ -377,6 +377,13 @@ fn stripped(event: &Value) -> Value {
     left
 }
 
+/// The event without one field of its content.
+fn without(event: &Value, field: &str) -> Value {
+    let mut left = event.clone();
+    left["content"].as_object_mut().unwrap().remove(field);
+    left
+}
+
 #[tokio::test(start_paused = true)]
 async fn events_come_from_the_servers_of_their_senders() {
     let scene = Scene::new().await;
@@ -397,11 +404,7 @@ async fn events_come_from_the_servers_of_their_senders() {
         let content = json!({ "membership": membership, "reason": "why" });
         let (id, event) =
             scene.peer.event(&dave, "m.room.member", Some("@dave:b.example"), content, &dave.heads());
-        let left = {
-            let mut left = event.clone();
-            left["content"].as_object_mut().unwrap().remove("reason");
-            left
-        };
+        let left = without(&event, "reason");
         let (_, answer) = stranger.transact(&scene.server, &format!("left {membership}"), &[left], &[]).await;
         assert!(answer["pdus"][id.as_str()]["error"].is_string(), "{answer}");
         let (_, answer) = stranger.transact(&scene.server, membership, &[event], &[]).await;
@@ -420,10 +423,7 @@ async fn an_event_that_comes_whole_takes_the_place_of_what_was_left_of_it() {
             // The creator stands above all levels there.
             users.as_object_mut().unwrap().remove("@alice:test.example");
         }
-        let scene = Scene::with(json!({
-            "preset": "public_chat", "room_version": version, "power_level_content_override": { "users": users },
-        }))
-        .await;
+        let scene = Scene::with_levels(version, json!({ "users": users })).await;
         let levels = json!({ "users": users, "invite": 70 });
         let state = [
             ("m.room.topic", json!({ "topic": "true topic" })),
@@ -468,6 +468,21 @@ async fn an_event_that_comes_whole_takes_the_place_of_what_was_left_of_it() {
 }
 
 impl Scene {
+    /// A public room of Alice's of this version and with these power levels, in which Bob is.
+    async fn with_levels(version: &str, levels: Value) -> Self {
+        Self::with(json!({
+            "preset": "public_chat", "room_version": version, "power_level_content_override": levels,
+        }))
+        .await
+    }
+
+    /// Bob sets power levels. Gives the id of the event, and first the event without its level for invitations, then the whole.
+    fn sets_levels(&self, content: Value) -> (OwnedEventId, [(&'static str, Value); 2]) {
+        let (id, event) =
+            self.peer.event(&self.bob, "m.room.power_levels", Some(""), content, &self.bob.heads());
+        (id, [("left", without(&event, "invite")), ("whole", event)])
+    }
+
     /// Whether an event of the other server is refused.
     async fn is_refused(&self, txn: &str) -> bool {
         let (id, event) = self.says(txn, &self.bob.heads());
@@ -488,17 +503,10 @@ fn received(scene: &Scene, id: &OwnedEventId, event: &Value) -> Received {
 #[tokio::test(start_paused = true)]
 async fn the_rules_go_by_an_event_as_soon_as_it_is_whole() {
     // Up to version 10 what is left of power levels does not say who may invite.
-    let scene = Scene::with(json!({
-        "preset": "public_chat", "room_version": "10",
-        "power_level_content_override": { "users": { "@alice:test.example": 100, "@bob:b.example": 100 } },
-    }))
-    .await;
+    let levels = json!({ "users": { "@alice:test.example": 100, "@bob:b.example": 100 } });
+    let scene = Scene::with_levels("10", levels).await;
     let content = json!({ "users": { "@alice:test.example": 100, "@bob:b.example": 50 }, "invite": 100 });
-    let (_, event) =
-        scene.peer.event(&scene.bob, "m.room.power_levels", Some(""), content, &scene.bob.heads());
-    let mut left = event.clone();
-    left["content"].as_object_mut().unwrap().remove("invite");
-    for (txn, event) in [("left", left), ("whole", event)] {
+    for (txn, event) in scene.sets_levels(content).1 {
         scene.send(txn, &[event]).await;
     }
     let invite = json!({ "membership": "invite" });
@@ -514,18 +522,11 @@ async fn the_rules_go_by_an_event_as_soon_as_it_is_whole() {
 async fn an_event_is_not_completed_by_what_the_rules_forbid() {
     // The rest of these levels is allowed; to have more power asked of inviters than one has oneself is not.
     let users = json!({ "@alice:test.example": 100, "@bob:b.example": 90 });
-    let scene = Scene::with(json!({
-        "preset": "public_chat", "room_version": "10", "power_level_content_override": {
-            "users": users, "events": { "m.room.power_levels": 90 },
-        },
-    }))
-    .await;
+    let levels = json!({ "users": users, "events": { "m.room.power_levels": 90 } });
+    let scene = Scene::with_levels("10", levels).await;
     let content = json!({ "users": users, "events": { "m.room.power_levels": 90 }, "invite": 95 });
-    let (id, event) =
-        scene.peer.event(&scene.bob, "m.room.power_levels", Some(""), content, &scene.bob.heads());
-    let mut left = event.clone();
-    left["content"].as_object_mut().unwrap().remove("invite");
-    for (txn, event) in [("left", left), ("whole", event)] {
+    let (id, parts) = scene.sets_levels(content);
+    for (txn, event) in parts {
         scene.send(txn, &[event]).await;
         let path = format!("/rooms/{}/event/{}", encoded(&scene.room), encoded(id.as_str()));
         assert_eq!(scene.alice.ok_get(&path).await["content"]["invite"], Value::Null, "{txn}");
@@ -591,8 +592,7 @@ async fn a_join_that_was_rejected_without_its_voucher_is_judged_anew_with_it() {
         built["signatures"]["test.example"].clone()
     };
     event["signatures"]["test.example"] = ours;
-    let mut left = event.clone();
-    left["content"].as_object_mut().unwrap().remove("join_authorised_via_users_server");
+    let left = without(&event, "join_authorised_via_users_server");
     let member =
         format!("/_matrix/client/v3/rooms/{}/state/m.room.member/%40dave%3Ab.example", encoded(&scene.room));
     scene.send("left", &[left]).await;

@@ -192,7 +192,7 @@ fn find_target(
     }
     invites::check(&*snapshot, target, sender)?;
     // It is looked at again when the invitation is written; here it spares the work before that.
-    outside::require_room(&*snapshot, (user, origin), room)?;
+    outside::require_room(&*snapshot, (user, origin), room, true)?;
     Ok(user)
 }
 

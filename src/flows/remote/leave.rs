@@ -50,7 +50,7 @@ pub(crate) async fn leave(app: &App, user: UserNum, room: RoomNum, reason: Optio
         membership: Membership::Leave,
         content,
     };
-    let version = if told.version == 0 { known.version } else { told.version };
+    let version = told.shown.version_or(known.version);
     let mut asked = vec![candidates(app, &known.id, servers_of(&told))?];
     // A server that only claims to be in the room takes the refusal and tells nobody. So whoever else invited them hears it, too.
     for other in &told.others {
@@ -70,7 +70,7 @@ pub(crate) async fn leave(app: &App, user: UserNum, room: RoomNum, reason: Optio
     }
     // The user's clients are told by an event, also where nobody else hears of it.
     let event = event.or_else(|| {
-        let alone = Template::after(version, &told.event)?;
+        let alone = Template::after(version, &told.shown.event)?;
         let event = alone.sign(app, &app.config.server.name, &wanted).ok()?;
         Some(String::from_utf8_lossy(event.json()).into_owned())
     });

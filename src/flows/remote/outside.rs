@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ruma::{OwnedRoomId, ServerName, UserId};
+use ruma::{OwnedRoomId, RoomId, ServerName, UserId};
 
 use crate::{
     error::{Error, Result},
@@ -11,7 +11,8 @@ use crate::{
     rooms::{
         self,
         change::{
-            Change, invited,
+            Change,
+            invited::{self, Admission},
             outside::{End, Told},
         },
         members,
@@ -35,17 +36,42 @@ pub(super) async fn set(
     told: Told,
 ) -> Result<()> {
     let invited = (told.membership == Membership::Invite).then(|| told.sender.clone());
+    let sender = invited.clone();
     let act = move |change: &mut Change, lock: &mut commit::ServerLock<'_>| {
         if let Some(sender) = &invited {
             // Invitations to other rooms come at the same time, and are counted under the same lock.
             lock.take_user(change, user);
             let server = <&UserId>::try_from(sender.as_str()).map(UserId::server_name);
             let server = server.map_err(|_| Error::broken("an invitation has no sender"))?;
-            require_room(&change.batch, (user, server), Some(change.num))?;
+            require_room(&change.batch, (user, server), Some(change.num), false)?;
         }
         change.set_outside(user, told.clone())
     };
-    change(app, named, via, act).await
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        if let Some(sender) = &sender {
+            give_way(app, &named.0, via, (user, sender)).await?;
+        }
+        match try_to_change(app, named.clone(), via, act.clone()).await {
+            Err(Error::Busy { retry_after }) if tries < TRIES && retry_after < PENDING_RETRY => {}
+            done => return done,
+        }
+    }
+}
+
+/// Ends the invitation that gives way to one more, where one has to.
+async fn give_way(app: &App, room: &RoomId, via: &ServerName, (user, sender): (UserNum, &str)) -> Result<()> {
+    let Ok(server) = <&UserId>::try_from(sender).map(UserId::server_name) else { return Ok(()) };
+    let snapshot = app.store.snapshot();
+    let num = rooms::find_room(&*snapshot, room)?;
+    let Admission::InPlaceOf(other, of) = invited::judge(&*snapshot, (user, server.as_str()), num)? else {
+        return Ok(());
+    };
+    let row = rooms::require_row(&*snapshot, other)?;
+    drop(snapshot);
+    tracing::debug!(%user, room = %other, server = %of, by = %server, "an invitation gives way to another");
+    change(app, (row.id, row.version), via, move |change, _| change.give_way_outside(user, &of)).await
 }
 
 /// Ends what a user of ours is to the room by the word of the sender of an event. The rest is as for [`set`].
@@ -97,14 +123,20 @@ async fn try_to_change(
     commit::in_turn(app, num, begin, work, or_again).await
 }
 
-/// Refuses an invitation where too many by users of that server, or by anybody, wait for the user: [`Error::Busy`].
+/// Refuses an invitation where too many by users of that server, or by anybody, wait for the user: [`Error::Busy`]. `is_first` says that
+/// another may still give way to it.
 pub(super) fn require_room(
     read: &(impl Read + ?Sized),
     (user, server): (UserNum, &ServerName),
     room: Option<RoomNum>,
+    is_first: bool,
 ) -> Result<()> {
-    if invited::may_wait(read, (user, server.as_str()), room)? {
-        return Ok(());
+    match invited::judge(read, (user, server.as_str()), room)? {
+        Admission::Free => return Ok(()),
+        Admission::InPlaceOf(..) if is_first => return Ok(()),
+        // Others came in between, so that another gives way to it when it is tried again.
+        Admission::InPlaceOf(..) => return Err(Error::Busy { retry_after: Duration::from_secs(1) }),
+        Admission::Full => {}
     }
     tracing::debug!(%user, %server, reason = "too many invitations wait", "an invitation is refused");
     Err(Error::Busy { retry_after: PENDING_RETRY })

@@ -1,11 +1,18 @@
 //! Counts the invitations from outside that wait for users of ours. Anybody can invite somebody, so that a user has a bounded number
 //! of them, and no server has more than a part. Each has a row of its own by which it is counted, so that a count reads
 //! nothing of what the invitations tell.
+//!
+//! Where a user has as many as may be, a new one is taken in the place of another: of a server that shares no room with the user, if the
+//! inviter's server does; or else of the server that has most, if that has more than the new one's will. So a few servers that
+//! invite as often as they may shut nobody out.
 
-use std::collections::BTreeSet;
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use crate::{
-    ids::{RoomNum, UserNum},
+    ids::{Position, RoomNum, UserNum},
     rooms::{event, members},
     schema::{self, remote::OutsideRow, rooms::Membership},
     store::{Batch, Direction, Fault, Read, key::Json},
@@ -16,41 +23,107 @@ const OF_USER_MAX: usize = 1_000;
 /// At most this many of them are by users of one server.
 const OF_SERVER_MAX: usize = 200;
 
-/// Whether one invitation more to a room, by a user of this server, may wait for the user. One that takes the place of
+/// Look at most at this many servers for one that gives way because it shares no room with the user.
+const GIVING_WAY_MAX: usize = 8;
+/// Look at most at this many rooms of a user for a server that shares one.
+const ROOMS_MAX: usize = 1_000;
+
+/// Whether one invitation more may wait for a user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// There is room for it.
+    Free,
+    /// There is room for it once that of this server to this room is gone.
+    InPlaceOf(RoomNum, String),
+    /// There is no room for it.
+    Full,
+}
+
+/// Judges whether one invitation more to a room, by a user of this server, may wait for the user. One that takes the place of
 /// another of the same server may. The count is right while the user's lock is held.
-pub fn may_wait(
+pub fn judge(
     read: &(impl Read + ?Sized),
     (user, server): (UserNum, &str),
     room: Option<RoomNum>,
-) -> Result<bool, Fault> {
+) -> Result<Admission, Fault> {
     if let Some(room) = room
         && schema::INVITED.contains(read, (user, server, room))?
     {
-        return Ok(true);
+        return Ok(Admission::Free);
     }
     let of_server =
         schema::INVITED.prefix::<(UserNum, String)>(read, (user, server), Direction::Up)?.take(OF_SERVER_MAX);
-    if is_full(read, user, of_server.map(|row| row.map(|((.., room), ())| room)), OF_SERVER_MAX)? {
-        return Ok(false);
+    let of_server = of_server.map(|row| row.map(|((.., room), ())| room)).collect::<Result<Vec<_>, _>>()?;
+    if of_server.len() >= OF_SERVER_MAX && list_waiting(read, user, &of_server)?.len() >= OF_SERVER_MAX {
+        return Ok(Admission::Full);
     }
     let all = schema::INVITED.prefix::<(UserNum,)>(read, (user,), Direction::Up)?.take(OF_USER_MAX);
-    Ok(!is_full(read, user, all.map(|row| row.map(|((.., room), ())| room)), OF_USER_MAX)?)
+    let all =
+        all.map(|row| row.map(|((_, server, room), ())| (server, room))).collect::<Result<Vec<_>, _>>()?;
+    if all.len() < OF_USER_MAX {
+        return Ok(Admission::Free);
+    }
+    let rooms: Vec<RoomNum> = all.iter().map(|(_, room)| *room).collect();
+    let waiting = list_waiting(read, user, &rooms)?;
+    if all.iter().filter(|(_, room)| waiting.contains_key(room)).count() < OF_USER_MAX {
+        return Ok(Admission::Free);
+    }
+    let mut by_server = BTreeMap::<String, BTreeSet<(Position, RoomNum)>>::new();
+    for (server, room) in all {
+        if let Some(since) = waiting.get(&room) {
+            by_server.entry(server).or_default().insert((*since, room));
+        }
+    }
+    find_giving_way(read, (user, server), by_server)
 }
 
-/// Whether this many of the invitations to these rooms still wait. Where there are fewer, no other row is read.
-fn is_full(
+/// Finds the invitation that gives way to one more of this server: the oldest of the server that has most.
+fn find_giving_way(
+    read: &(impl Read + ?Sized),
+    (user, server): (UserNum, &str),
+    mut by_server: BTreeMap<String, BTreeSet<(Position, RoomNum)>>,
+) -> Result<Admission, Fault> {
+    let own = by_server.remove(server).map_or(0, |rooms| rooms.len());
+    let mut servers: Vec<_> = by_server.into_iter().collect();
+    servers.sort_by_key(|(_, rooms)| Reverse(rooms.len()));
+    let rooms: Vec<RoomNum> = members::list_joined_rooms(read, user)?.into_iter().take(ROOMS_MAX).collect();
+    let is_near = is_among(read, &rooms, server)?;
+    let mut largest = None;
+    for (other, of_other) in servers.into_iter().take(GIVING_WAY_MAX) {
+        let has_more = of_other.len() > own + 1;
+        if !is_near && !has_more {
+            break;
+        }
+        let Some((_, oldest)) = of_other.first() else { continue };
+        match (is_near, is_among(read, &rooms, &other)?) {
+            (_, false) => return Ok(Admission::InPlaceOf(*oldest, other)),
+            (true, true) if has_more && largest.is_none() => largest = Some((*oldest, other)),
+            (true | false, true) => {}
+        }
+    }
+    Ok(largest.map_or(Admission::Full, |(room, server)| Admission::InPlaceOf(room, server)))
+}
+
+/// Whether a server has somebody in one of these rooms.
+fn is_among(read: &(impl Read + ?Sized), rooms: &[RoomNum], server: &str) -> Result<bool, Fault> {
+    for room in rooms {
+        if members::has_known_members(read, *room, server)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Lists those of the rooms to which an invitation still waits, with the position since which it does.
+fn list_waiting(
     read: &(impl Read + ?Sized),
     user: UserNum,
-    rooms: impl Iterator<Item = Result<RoomNum, Fault>>,
-    max: usize,
-) -> Result<bool, Fault> {
-    let rooms = rooms.collect::<Result<Vec<_>, _>>()?;
-    if rooms.len() < max {
-        return Ok(false);
-    }
-    let rows = members::find_many(read, user, rooms)?;
+    rooms: &[RoomNum],
+) -> Result<BTreeMap<RoomNum, Position>, Fault> {
+    let rows = members::find_many(read, user, rooms.iter().copied())?;
     let waits = |membership| matches!(membership, Membership::Invite | Membership::Knock);
-    Ok(rows.into_iter().flatten().filter(|row| waits(row.membership)).count() >= max)
+    let waiting = rooms.iter().zip(rows).filter_map(|(room, row)| Some((*room, row?)));
+    Ok(waiting.filter(|(_, row)| waits(row.membership)).map(|(room, row)| (room, row.since)).collect())
 }
 
 /// Writes what was told of a room to a user, and the rows by which the invitations in it are counted.
@@ -90,7 +163,7 @@ fn uncount(batch: &mut Batch, room: RoomNum, user: UserNum) -> Result<(), Fault>
 
 /// The users by whose word a row stands.
 pub(crate) fn inviters(row: &OutsideRow) -> impl Iterator<Item = &str> {
-    std::iter::once(row.sender.as_str()).chain(row.others.iter().map(|other| other.sender.as_str()))
+    std::iter::once(row.shown.sender.as_str()).chain(row.others.iter().map(|other| other.sender.as_str()))
 }
 
 #[cfg(test)]
@@ -98,7 +171,7 @@ mod tests {
     use super::*;
     use crate::{
         ids::{EventNum, Position},
-        schema::rooms::UserRoomRow,
+        schema::{remote::Standing, rooms::UserRoomRow},
         store::{Durability, Engine, Guard, Store, engine::Memory},
     };
 
@@ -122,13 +195,13 @@ mod tests {
             forgotten_below: None,
         };
         schema::USER_ROOM.put(batch, (BOB, room), &row.into());
-        let told = OutsideRow {
-            number: 0,
+        let shown = Standing {
             sender: format!("@m:{server}"),
             event: "e".repeat(60_000),
             state: vec!["s".repeat(60_000)],
-            ..OutsideRow::default()
+            ..Standing::default()
         };
+        let told = OutsideRow { number: 0, shown, others: Vec::new() };
         put(batch, (room, BOB, "@bob:s"), Membership::Invite, told).unwrap();
     }
 
@@ -141,8 +214,8 @@ mod tests {
         let Engine::Memory(memory) = store.engine() else { unreachable!() };
         let ask = |server: &str, room: Option<u64>| {
             let (snapshot, before) = (store.snapshot(), memory.reads());
-            let may = may_wait(&*snapshot, (BOB, server), room.map(RoomNum)).unwrap();
-            (may, memory.reads() - before)
+            let may = judge(&*snapshot, (BOB, server), room.map(RoomNum)).unwrap();
+            (may == Admission::Free, memory.reads() - before)
         };
         let (may, reads) = ask("b.example", None);
         assert!(may && reads <= OF_SERVER_MAX as u64 + 2, "{reads}");
@@ -162,6 +235,10 @@ mod tests {
         assert!(ask("b.example", None).0, "one of the thousand is not waiting any more");
         write(&store, |batch| invite(batch, 8, "z.example"));
         assert!(!ask("b.example", None).0);
+        let snapshot = store.snapshot();
+        let judged = judge(&*snapshot, (BOB, "b.example"), None).unwrap();
+        assert_eq!(judged, Admission::InPlaceOf(RoomNum(0), "a.example".to_owned()));
+        drop(snapshot);
         // Another server's word for a room takes the place of the first, which is not counted any more.
         let snapshot = store.snapshot();
         assert!(!schema::INVITED.contains(&*snapshot, (BOB, "a.example", RoomNum(8))).unwrap());

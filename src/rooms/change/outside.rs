@@ -89,8 +89,8 @@ pub fn shown(told: &OutsideRow, version: u8) -> Option<JsonText> {
         #[serde(borrow)]
         state_key: &'a RawValue,
     }
-    let version = if told.version == 0 { version } else { told.version };
-    let id = Signed::find_id(version, told.event.as_bytes())?;
+    let told = &told.shown;
+    let id = Signed::find_id(told.version_or(version), told.event.as_bytes())?;
     let fields: Fields<'_> = serde_json::from_str(&told.event).ok()?;
     let mut event = Object::with_capacity(told.event.len());
     event.json("content", fields.content);
@@ -113,8 +113,7 @@ pub struct End {
 
 /// Lists what stands for a user: what is shown first, then the others, the oldest first.
 pub fn list_standing(row: &OutsideRow) -> Vec<Standing> {
-    let OutsideRow { number: _, sender, event, state, version, via, others } = row.clone();
-    std::iter::once(Standing { sender, event, state, version, via }).chain(others).collect()
+    std::iter::once(&row.shown).chain(&row.others).cloned().collect()
 }
 
 impl Standing {
@@ -276,12 +275,36 @@ impl Change {
         if !may_end(&row, &user_id, by, &end.names, self.row.version) {
             return Ok(());
         }
+        let ends = |it: &Standing| it.may_end(&user_id, by);
+        self.end_those(user, &user_id, row, ends, end.told.clone())
+    }
+
+    /// Ends the invitations of a user by users of one server, because there is no room for them any more.
+    pub fn give_way_outside(&mut self, user: UserNum, server: &str) -> Result<()> {
+        let user_id = accounts::users::require(&self.batch, user)?.user_id;
+        let Some(row) = self.find_standing(user)? else { return Ok(()) };
+        let Standing { sender, version, via, .. } = row.shown.clone();
+        let (membership, event, state) = (Membership::Leave, String::new(), Vec::new());
+        let ended = Told { membership, version, via, sender, event, state };
+        let ends = |it: &Standing| it.sender != *user_id && event::server_of(&it.sender) == Some(server);
+        self.end_those(user, &user_id, row, ends, ended)
+    }
+
+    /// Ends some of what stands for a user, and shows the newest that is left, or the end of all.
+    fn end_those(
+        &mut self,
+        user: UserNum,
+        user_id: &UserId,
+        row: OutsideRow,
+        ends: impl Fn(&Standing) -> bool,
+        ended: Told,
+    ) -> Result<()> {
         let mut others = list_standing(&row);
-        let ends_shown = others.first().is_some_and(|it| it.may_end(&user_id, by));
-        others.retain(|it| !it.may_end(&user_id, by));
+        let ends_shown = others.first().is_some_and(&ends);
+        others.retain(|it| !ends(it));
         if !ends_shown {
             others.remove(0);
-            let is_knock = row.sender == *user_id;
+            let is_knock = row.shown.sender == *user_id;
             let membership = if is_knock { Membership::Knock } else { Membership::Invite };
             let row = OutsideRow { others, ..row };
             invited::put(&mut self.batch, (self.num, user, user_id.as_str()), membership, row)?;
@@ -289,16 +312,16 @@ impl Change {
         }
         let mut next = None;
         for (at, it) in others.iter().enumerate() {
-            let rank = (it.sender != *user_id, self.is_shown(user, &user_id, it)?, at);
+            let rank = (it.sender != *user_id, self.is_shown(user, user_id, it)?, at);
             next = next.max(Some(rank));
         }
         let Some((is_invite, _, at)) = next else {
-            return self.show_outside(user, &user_id, end.told, Vec::new());
+            return self.show_outside(user, user_id, ended, Vec::new());
         };
         let membership = if is_invite { Membership::Invite } else { Membership::Knock };
         let Standing { sender, event, state, version, via } = others.remove(at);
         let told = Told { membership, version, via, sender, event, state };
-        self.show_outside(user, &user_id, told, others)
+        self.show_outside(user, user_id, told, others)
     }
 
     /// Finds the row of a user who is invited from outside or has knocked.
@@ -336,7 +359,8 @@ impl Change {
         members::track_from_outside(&mut self.batch, self.num, user_id.as_str(), since)?;
         let Told { membership, version, via, sender, event, state } = told;
         let (state, others) = (stripped::bound(state, &sender), bounded(others));
-        let row = OutsideRow { number: number.0, sender, event, state, version, via, others };
+        let shown = Standing { sender, event, state, version, via };
+        let row = OutsideRow { number: number.0, shown, others };
         invited::put(&mut self.batch, (self.num, user, user_id.as_str()), membership, row)?;
         self.concern(Some(user), membership);
         Ok(())
@@ -354,7 +378,7 @@ impl Change {
             let still = row.filter(|row| matches!(row.membership, Membership::Invite | Membership::Knock));
             match (told, still) {
                 (Some(told), Some(_)) => {
-                    let OutsideRow { sender, version, via, .. } = told;
+                    let Standing { sender, version, via, .. } = told.shown;
                     let (membership, event, state) = (Membership::Leave, String::new(), Vec::new());
                     let ended = Told { membership, version, via, sender, event, state };
                     self.set_outside(user, ended)?;

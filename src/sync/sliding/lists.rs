@@ -251,7 +251,7 @@ fn facts_of(window: &Window<'_>, facts: &Facts, entry: &Entry) -> Result<RoomFac
     }
     let told = outside::find(window.read, entry.num, window.caller().user, &entry.user_row)?;
     let mut found = RoomFacts::default();
-    for event in told.into_iter().flat_map(|told| told.state) {
+    for event in told.into_iter().flat_map(|told| told.shown.state) {
         let Ok(event) = serde_json::from_str::<serde_json::Value>(&event) else { continue };
         match event.get("type").and_then(serde_json::Value::as_str) {
             Some(CREATE) => {

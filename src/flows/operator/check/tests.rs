@@ -347,15 +347,14 @@ fn add_what_only_other_servers_make(fixture: &Fixture) {
         };
         schema::USER_ROOM.put(batch, (user, invited), &row.into());
         schema::ROOM_USER.put(batch, (invited, user), &row.membership.into());
-        let (sender, state) = ("@carol:b.example".to_owned(), vec!["{}".to_owned()]);
-        let row = schema::remote::OutsideRow {
-            number: 0,
-            sender,
+        let shown = schema::remote::Standing {
+            sender: "@carol:b.example".to_owned(),
             event: "{}".to_owned(),
-            state,
+            state: vec!["{}".to_owned()],
             version: 11,
-            ..Default::default()
+            via: String::new(),
         };
+        let row = schema::remote::OutsideRow { number: 0, shown, others: Vec::new() };
         schema::OUTSIDE.put(batch, (invited, user), &Json(row));
         schema::INVITED.put(batch, (user, "b.example", invited), &());
     });
