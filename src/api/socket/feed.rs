@@ -1,9 +1,12 @@
-//! The news that a socket tells by itself. Each is an answer of `/sync`, which a poll in memory waits for.
+//! The news that a socket tells by itself. Each is an answer of `/sync`, to a request in memory that does not wait.
+//!
+//! A feed subscribes to the wakes of its user before it asks, and asks again when it is woken. While it waits it holds nothing but
+//! the subscription, because most sockets wait most of the time.
 
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, future::BoxFuture};
 use http::Method;
 use tokio::time::Instant;
 
@@ -18,14 +21,13 @@ use crate::{
         },
     },
     error::Refusal,
+    flows::room::presence::{self, PresentPoll},
     json::JsonText,
-    sync::POLL_MAX,
+    sync::{POLL_MAX, notifier::Subscription},
 };
 
-/// A poll that came back without news before this time was sent away by other polls of the device.
-const EARLY: Duration = Duration::from_millis(POLL_MAX.as_millis() as u64 / 2);
-/// The feed waits this long after such a poll, so that polls of a device do not chase each other.
-const REST: Duration = Duration::from_secs(1);
+/// The feed waits at least this long where a limit is reached.
+const REST_MIN: Duration = Duration::from_secs(1);
 /// The feed waits at most this long where a limit is reached.
 const REST_MAX: Duration = Duration::from_secs(60);
 
@@ -41,19 +43,33 @@ struct Following {
     full_state: bool,
     /// The id of the request that is to be answered when its parameters are found to be good.
     unanswered: Option<JsonText>,
+    /// Resolves when there may be news.
+    wakes: Subscription,
+    /// The user counts as present while the client follows the news, if it says so.
+    present: Option<PresentPoll>,
     step: Step,
 }
 
 enum Step {
-    /// A poll waits for news.
-    Asking { reply: BoxFuture<'static, Reply>, began: Instant },
+    /// The feed has asked. Where it `is_due`, a position that has moved is told without news, too.
+    Asking { answer: BoxFuture<'static, (Reply, Option<PresentPoll>)>, is_due: bool },
     /// News were told up to this position, and are not acknowledged.
     Told { pos: String },
+    /// There was nothing new. The feed asks when it is woken, and at the latest at this moment.
+    Waiting { until: Instant },
     /// Nothing is asked until this moment.
     Resting { until: Instant },
 }
 
-/// The outcome of a poll.
+/// Something that a feed has waited for.
+pub(super) enum Progress {
+    /// There may be news.
+    Woken,
+    /// There is an answer to what the feed asked.
+    Answered(Box<(Reply, Option<PresentPoll>)>),
+}
+
+/// The outcome of an answer.
 #[derive(Default)]
 pub(super) struct Outcome {
     /// The messages for the client.
@@ -71,10 +87,16 @@ impl Feed {
         id: Option<JsonText>,
         wanted: Sync,
     ) -> Option<JsonText> {
-        let (since, full_state) = (wanted.since.clone(), wanted.full_state);
-        // The first poll does not wait, so that the client learns soon whether its parameters are good.
-        let step = ask(session, &wanted, since.as_deref(), full_state, Duration::ZERO);
-        let following = Following { wanted, since, full_state, unanswered: id, step };
+        let mut following = Following {
+            since: wanted.since.clone(),
+            full_state: wanted.full_state,
+            unanswered: id,
+            wakes: session.app.notifier.subscribe(session.caller.user),
+            present: None,
+            step: Step::Waiting { until: session.app.env.instant() },
+            wanted,
+        };
+        following.ask(session, false);
         self.0.replace(following).and_then(|before| before.unanswered)
     }
 
@@ -84,7 +106,7 @@ impl Feed {
             Some(following) if matches!(&following.step, Step::Told { pos } if pos == kept) => {
                 following.since = Some(kept.to_owned());
                 following.full_state = false;
-                following.poll(session);
+                following.ask(session, false);
                 Ok(())
             }
             _ => {
@@ -93,37 +115,54 @@ impl Feed {
         }
     }
 
-    /// Waits for the next answer to a poll; for ever, if there is none. It must be taken at once ([`Feed::take`]).
-    pub(super) async fn next(&mut self) -> Reply {
+    /// Waits for what comes next; for ever, if nothing does. It must be taken at once ([`Feed::take`]).
+    pub(super) async fn next(&mut self) -> Progress {
         match &mut self.0 {
-            Some(Following { step: Step::Asking { reply, .. }, .. }) => reply.await,
+            Some(Following { step: Step::Asking { answer, .. }, .. }) => {
+                Progress::Answered(Box::new(answer.await))
+            }
+            Some(Following { step: Step::Waiting { .. }, wakes, .. }) => {
+                wakes.woken().await;
+                Progress::Woken
+            }
             _ => std::future::pending().await,
         }
     }
 
-    /// When the feed goes on after a rest.
-    pub(super) fn rests_until(&self) -> Option<Instant> {
+    /// When the feed goes on by itself.
+    pub(super) fn waits_until(&self) -> Option<Instant> {
         match &self.0 {
-            Some(Following { step: Step::Resting { until }, .. }) => Some(*until),
+            Some(Following { step: Step::Waiting { until } | Step::Resting { until }, .. }) => Some(*until),
             _ => None,
         }
     }
 
-    /// Goes on after a rest.
+    /// Goes on after a wait.
     pub(super) fn go_on(&mut self, session: &Session) {
         if let Some(following) = &mut self.0 {
-            following.poll(session);
+            let is_due = matches!(following.step, Step::Waiting { .. });
+            following.ask(session, is_due);
         }
     }
 
-    /// Takes the answer to a poll, and says what the client is told.
-    pub(super) fn take(&mut self, session: &Session, reply: Reply) -> Outcome {
+    /// Takes what the feed has waited for, and says what the client is told.
+    pub(super) fn take(&mut self, session: &Session, progress: Progress) -> Outcome {
         let mut outcome = Outcome::default();
         let Some(following) = &mut self.0 else { return outcome };
-        let goes_on = if reply.is_ok {
-            following.take_news(session, reply, &mut outcome)
-        } else {
-            following.take_failure(session, reply, &mut outcome)
+        let goes_on = match progress {
+            Progress::Woken => {
+                following.ask(session, false);
+                true
+            }
+            Progress::Answered(answered) => {
+                let (reply, present) = *answered;
+                following.present = present.or(following.present.take());
+                if reply.is_ok {
+                    following.take_news(session, reply, &mut outcome)
+                } else {
+                    following.take_failure(session, reply, &mut outcome)
+                }
+            }
         };
         if !goes_on {
             self.0 = None;
@@ -133,12 +172,21 @@ impl Feed {
 }
 
 impl Following {
-    fn poll(&mut self, session: &Session) {
-        self.step = ask(session, &self.wanted, self.since.as_deref(), self.full_state, POLL_MAX);
-    }
-
-    fn rest(&mut self, session: &Session, time: Duration) {
-        self.step = Step::Resting { until: session.app.env.instant() + time };
+    /// Asks for news, which does not wait for any.
+    fn ask(&mut self, session: &Session, is_due: bool) {
+        let path = self.wanted.path(self.since.as_deref(), self.full_state);
+        let reply = session.ask(Method::GET, &path, Bytes::new());
+        let begins = self.present.is_none().then(|| self.wanted.presence.clone());
+        let (app, caller) = (session.app.clone(), session.caller.clone());
+        let answer = async move {
+            let present = match begins {
+                // A state that Matrix does not have is refused by the endpoint.
+                Some(state) => presence::begin_poll(&app, &caller, state).await.unwrap_or_default(),
+                None => None,
+            };
+            (reply.await, present)
+        };
+        self.step = Step::Asking { answer: answer.boxed(), is_due };
     }
 
     fn take_news(&mut self, session: &Session, mut reply: Reply, outcome: &mut Outcome) -> bool {
@@ -146,21 +194,14 @@ impl Following {
             debug_assert!(false, "a poll says up to where it has told");
             return false;
         };
-        let is_first = self.unanswered.is_some();
         outcome.said.extend(self.unanswered.take().map(|id| said::done(&id)));
-        let is_early = match &self.step {
-            Step::Asking { began, .. } => session.app.env.instant().saturating_duration_since(*began) < EARLY,
-            Step::Told { .. } | Step::Resting { .. } => false,
-        };
         // A position that has moved is told now and then, so that a client that comes back need not catch up for long.
-        let has_moved = !is_early && self.since.as_ref() != Some(&pos);
-        if is_news || has_moved {
+        let is_due = matches!(self.step, Step::Asking { is_due: true, .. });
+        if is_news || (is_due && self.since.as_ref() != Some(&pos)) {
             outcome.said.push(said::news(reply));
             self.step = Step::Told { pos };
-        } else if is_early && !is_first {
-            self.rest(session, REST);
         } else {
-            self.poll(session);
+            self.step = Step::Waiting { until: session.app.env.instant() + POLL_MAX };
         }
         true
     }
@@ -172,17 +213,11 @@ impl Following {
             return false;
         }
         if let Some(wait) = reply.retry_after {
-            self.rest(session, wait.clamp(REST, REST_MAX));
+            let until = session.app.env.instant() + wait.clamp(REST_MIN, REST_MAX);
+            self.step = Step::Resting { until };
             return true;
         }
         outcome.said.push(said::news(reply));
         false
     }
-}
-
-fn ask(session: &Session, wanted: &Sync, since: Option<&str>, full_state: bool, timeout: Duration) -> Step {
-    let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
-    let path = wanted.path(since, full_state, timeout_ms);
-    let reply = session.ask(Method::GET, &path, Bytes::new());
-    Step::Asking { reply, began: session.app.env.instant() }
 }

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use http::Method;
-use ruma::UserId;
+use ruma::{UserId, presence::PresenceState};
 use serde_json::{Value, value::RawValue};
 
 use crate::{
@@ -55,14 +55,16 @@ pub(super) struct Sync {
     pub(super) since: Option<String>,
     /// The first answer has the whole state of each room.
     pub(super) full_state: bool,
+    /// How present the client says its user is.
+    pub(super) presence: PresenceState,
     /// The other parameters as they stand in a query, each with an ampersand before it.
     query: String,
 }
 
 impl Sync {
-    /// The path and the query of a poll that goes on from this position and waits up to this long.
-    pub(super) fn path(&self, since: Option<&str>, full_state: bool, timeout_ms: u64) -> String {
-        let mut path = format!("/_matrix/client/v3/sync?timeout={timeout_ms}{}", self.query);
+    /// The path and the query of a request that goes on from this position and does not wait.
+    pub(super) fn path(&self, since: Option<&str>, full_state: bool) -> String {
+        let mut path = format!("/_matrix/client/v3/sync?timeout=0{}", self.query);
         if let Some(since) = since {
             path.push_str("&since=");
             path.push_str(&encoded(since));
@@ -236,14 +238,16 @@ fn read_sync(params: &Params) -> Result<Sync, Refusal> {
         Some(_) => add("filter", &params.find_text("filter")?.unwrap_or_default()),
         None => {}
     }
-    if let Some(presence) = params.find_text("set_presence")? {
-        add("set_presence", &presence);
+    let presence = params.find_text("set_presence")?;
+    if let Some(presence) = &presence {
+        add("set_presence", presence);
     }
     if params.find_flag("use_state_after")?.unwrap_or_default() {
         add("use_state_after", "true");
     }
     let full_state = params.find_flag("full_state")?.unwrap_or_default();
-    Ok(Sync { since: params.find_text("since")?, full_state, query })
+    let presence = presence.map_or(PresenceState::Online, PresenceState::from);
+    Ok(Sync { since: params.find_text("since")?, full_state, presence, query })
 }
 
 /// Encodes a text so that it can be one segment of a path, or a value in a query.
@@ -351,8 +355,8 @@ mod tests {
         });
         let wish = asked(&json!({ "id": "x", "method": "sync", "params": params })).wish;
         let Ok(Wish::Sync(sync)) = wish else { panic!("{wish:?}") };
-        let path = sync.path(sync.since.as_deref(), sync.full_state, 7);
-        assert!(path.starts_with("/_matrix/client/v3/sync?timeout=7&filter=%7B%22room%22"), "{path}");
+        let path = sync.path(sync.since.as_deref(), sync.full_state);
+        assert!(path.starts_with("/_matrix/client/v3/sync?timeout=0&filter=%7B%22room%22"), "{path}");
         assert!(
             path.ends_with("&set_presence=offline&use_state_after=true&since=s1&full_state=true"),
             "{path}"

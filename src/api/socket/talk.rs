@@ -11,12 +11,12 @@ use tokio::{
 use crate::{
     api::socket::{
         ending::Ending,
-        feed::Feed,
+        feed::{Feed, Progress},
         frames::{
             reader::{Incoming, Reader},
             writer::Writer,
         },
-        inward::{Reply, Session},
+        inward::Session,
         methods::{self, Asked, Wish},
         places::Place,
         requests::{Answered, REQUESTS_MAX, Requests},
@@ -63,7 +63,7 @@ enum Event {
     Came(Result<Incoming, Ending>),
     Written(Result<(), Ending>),
     Answered(Answered),
-    Polled(Reply),
+    Feed(Progress),
     SessionsEnded,
     Ends(Ending),
     Time,
@@ -115,7 +115,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Talk<S> {
                 Event::Came(Err(ending)) | Event::Written(Err(ending)) | Event::Ends(ending) => Some(ending),
                 Event::Written(Ok(())) | Event::Time => None,
                 Event::Answered(answered) => self.tell_answer(answered),
-                Event::Polled(reply) => self.tell_news(reply),
+                Event::Feed(progress) => self.tell_news(progress),
                 Event::SessionsEnded => self.look_at_session(),
             };
             if let Some(ending) = ends {
@@ -135,7 +135,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Talk<S> {
             () = place.lost() => Event::Ends(Ending::Replaced),
             () = ended.woken() => Event::SessionsEnded,
             answered = requests.next() => Event::Answered(answered),
-            reply = feed.next() => Event::Polled(reply),
+            progress = feed.next() => Event::Feed(progress),
             written = writer.write(), if !writer.is_done() => Event::Written(written),
             incoming = reader.next(), if may_read => Event::Came(incoming),
             () = app.env.sleep(due) => Event::Time,
@@ -148,7 +148,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Talk<S> {
         let others = [
             self.reader.message_due(),
             self.writer.reading_due(),
-            self.feed.rests_until(),
+            self.feed.waits_until(),
             self.expires_at,
             Some(silent),
         ];
@@ -168,7 +168,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Talk<S> {
             self.writer.ping();
             self.ping_at = now + PING_EVERY;
         }
-        if is_over(self.feed.rests_until()) {
+        if is_over(self.feed.waits_until()) {
             self.feed.go_on(&self.session);
         }
         if is_over(self.expires_at) { self.look_at_session() } else { None }
@@ -247,8 +247,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Talk<S> {
         ending.map(|ending| self.session.find_ending().unwrap_or(ending))
     }
 
-    fn tell_news(&mut self, reply: Reply) -> Option<Ending> {
-        let outcome = self.feed.take(&self.session, reply);
+    fn tell_news(&mut self, progress: Progress) -> Option<Ending> {
+        let outcome = self.feed.take(&self.session, progress);
         outcome.said.into_iter().for_each(|said| self.writer.say(said));
         outcome.ending.map(|ending| self.session.find_ending().unwrap_or(ending))
     }

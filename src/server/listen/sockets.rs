@@ -269,7 +269,38 @@ async fn a_token_ends_its_socket_at_the_moment_it_expires() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn polls_of_the_same_device_that_send_each_other_away_rest() {
+async fn a_position_that_moves_without_news_is_told_now_and_then() {
+    let scene = Scene::new();
+    let (alice, bob) = (scene.register("alice", false).await, scene.register("bob", false).await);
+    let room = scene.room(&bob).await;
+    let mut client = scene.open(&alice).await;
+    let first = pos(&follow(&mut client, None).await);
+    say(&mut client, json!({ "method": "ack", "params": { "pos": first } })).await;
+    scene.all.env.sleep(Duration::from_millis(1)).await;
+    let began = scene.all.env.instant();
+    scene.send(&bob, &room, "1", "alice is not there").await;
+    let moved = hear(&mut client).await;
+    let took = scene.all.env.instant().saturating_duration_since(began).as_secs();
+    assert!((119..=121).contains(&took), "{took}");
+    assert_ne!(pos(&moved), first);
+    assert!(moved["params"]["rooms"].is_null(), "{moved}");
+    // Where nothing happens at all, nothing is told. It does once or twice more: that bob is gone, after a while, is noted.
+    let mut last = pos(&moved);
+    for told in 0.. {
+        say(&mut client, json!({ "method": "ack", "params": { "pos": last } })).await;
+        match tokio::time::timeout(Duration::from_secs(1_000), hear(&mut client)).await {
+            Ok(more) => {
+                assert!(told < 4 && more["params"]["rooms"].is_null(), "{more}");
+                assert_ne!(pos(&more), last);
+                last = pos(&more);
+            }
+            Err(_) => return,
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn sockets_and_polls_of_a_device_do_not_send_each_other_away() {
     let scene = Scene::new();
     let token = scene.register("alice", false).await;
     let mut clients = Vec::new();
@@ -280,7 +311,7 @@ async fn polls_of_the_same_device_that_send_each_other_away_rest() {
         clients.push((client, pos));
     }
     scene.all.env.sleep(Duration::from_secs(1)).await;
-    // Three polls over HTTP take the places of three of the four.
+    // A device has four places for polls over HTTP, and sockets take none of them.
     let path = format!("/sync?timeout=60000&since={}", clients[0].1);
     let polls = (0..3).map(|_| scene.http("GET", &path, &token, Value::Null));
     let before = scene.server.app().metrics.text();
@@ -297,7 +328,7 @@ async fn polls_of_the_same_device_that_send_each_other_away_rest() {
         line.and_then(|line| line.rsplit(' ').next()).map_or(0, |count| count.parse::<u64>().unwrap())
     };
     let asked = count(&scene.server.app().metrics.text()) - count(&before);
-    assert!(asked <= 4 * 40, "{asked} polls in forty seconds");
+    assert_eq!(asked, 0, "what waits is not asked again and again");
 }
 
 #[tokio::test(start_paused = true)]
