@@ -327,6 +327,52 @@ fn neither_tokens_nor_bodies_are_logged() {
     assert!(line["took_us"].is_u64());
 }
 
+#[test]
+fn a_token_that_opens_a_socket_is_neither_logged_nor_echoed_and_a_stop_says_so() {
+    let home = Home::new();
+    home.write("[log]\nlevel = \"trace\"\nformat = \"json\"\n");
+    home.json(&["user", "create", "alice", "--password", "a long password"]);
+    let running = home.serve();
+    let log_in = r#"{"type":"m.login.password","identifier":{"type":"m.id.user","user":"alice"},"password":"a long password"}"#;
+    let answer = running.request("POST /_matrix/client/v3/login", log_in);
+    let body: Value = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
+    let token = body["access_token"].as_str().unwrap().to_owned();
+    let open = |token: &str| {
+        let mut stream = TcpStream::connect(("127.0.0.1", running.port)).unwrap();
+        write!(
+            stream,
+            "GET /_aqueduct/client/v1/socket HTTP/1.1\r\nHost: x\r\nOrigin: https://elsewhere.example\r\n\
+             Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+             Sec-WebSocket-Protocol: aqueduct.v1, bearer.{token}\r\n\r\n"
+        )
+        .unwrap();
+        let (mut head, mut stream) = (String::new(), BufReader::new(stream));
+        while !head.ends_with("\r\n\r\n") {
+            assert!(stream.read_line(&mut head).unwrap() > 0, "{head}");
+        }
+        (head.to_lowercase(), stream)
+    };
+    let (refused, _) = open("aqa_sesame");
+    assert!(refused.starts_with("http/1.1 401 ") && !refused.contains("sesame"), "{refused}");
+    let (head, mut socket) = open(&token);
+    assert!(head.starts_with("http/1.1 101 "), "{head}");
+    assert!(head.contains("sec-websocket-protocol: aqueduct.v1\r\n"), "{head}");
+    assert!(!head.contains(&token.to_lowercase()), "{head}");
+    // A text of two bytes in a frame whose mask is zero.
+    socket.get_mut().write_all(&[0x81, 0x82, 0, 0, 0, 0, b'{', b'}']).unwrap();
+    let mut answer = [0; 2];
+    socket.read_exact(&mut answer).unwrap();
+    assert_eq!(answer[0], 0x81);
+    let (_, log) = running.stop("-TERM");
+    let mut rest = Vec::new();
+    socket.read_to_end(&mut rest).unwrap();
+    let close = rest.windows(4).find(|bytes| bytes[0] == 0x88).unwrap();
+    assert_eq!(close[2..], 1012_u16.to_be_bytes());
+    assert!(log.contains("a socket ends") && log.contains("/_aqueduct/client/v1/socket"), "{log}");
+    assert!(!log.contains(&token) && !log.contains("sesame"), "{log}");
+}
+
 #[tokio::test]
 async fn tls_unix_sockets_and_metrics_are_served() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -76,6 +76,7 @@ mod strangers;
 mod sliding_extensions;
 mod sliding_model;
 mod sliding_sync;
+mod socket;
 mod sync;
 mod sync_cost;
 mod unread;
