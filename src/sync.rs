@@ -124,12 +124,13 @@ impl Polls {
 
     /// Answers sliding sync as [`Polls::poll`] answers `/sync`. What the answer changes of its connection must be kept before it is
     /// given ([`connections::keep`]). Refuses a position that is not one of a connection of the device: 400 `M_UNKNOWN_POS`.
-    pub async fn slide(&self, ask: SlidingAsk, timeout: Duration) -> Result<(Bytes, Option<Update>)> {
+    pub async fn slide(&self, ask: SlidingAsk, timeout: Duration) -> Result<(Answered, Option<Update>)> {
         let (user, device) = (ask.caller.user, ask.caller.device);
         let v3 = ask.as_sync()?;
         let look = move |parts: &Parts| {
             let found = parts.slide(&ask, &v3)?;
-            Ok(((found.answer, found.update), found.has_news))
+            let has_news = found.answered.has_news;
+            Ok(((found.answered, found.update), has_news))
         };
         self.wait((user, device), timeout, look).await
     }

@@ -242,6 +242,7 @@ pub(crate) fn on_publish(app: &App, wake: Wake) {
             let owned = app.clone();
             app.env.spawn(async move { typists::stop_ended(&owned, user, &user_id).await });
         }
+        Wake::Locked { user } => app.ended_sessions.wake_user(user),
         // The store itself wakes the task that fires timers.
         Wake::Timers => {}
     }

@@ -55,7 +55,8 @@ impl Store {
                     | Wake::Joined { .. }
                     | Wake::Left { .. }
                     | Wake::Listed { .. }
-                    | Wake::Ended { .. } => wake(news),
+                    | Wake::Ended { .. }
+                    | Wake::Locked { .. } => wake(news),
                 }
             }
             queued.promise.keep();

@@ -48,6 +48,11 @@ pub enum Wake {
         /// The id of that user.
         user_id: String,
     },
+    /// An account was locked: its sockets end.
+    Locked {
+        /// The user whose account was locked.
+        user: UserNum,
+    },
     /// A timer was set, so the worker of timers looks anew. The store does this itself.
     Timers,
 }

@@ -30,11 +30,12 @@ use crate::{
 };
 
 /// The outcome of one look at everything that may be new.
+#[derive(Debug)]
 pub struct Answered {
     /// The answer as the JSON of `/sync`, whether it has news or not.
     pub answer: Bytes,
     /// The position up to which the answer tells, which the JSON names too.
-    pub next: SyncToken,
+    pub pos: String,
     /// The answer holds something new to the client, so that the poll need not wait.
     pub has_news: bool,
 }
@@ -77,7 +78,7 @@ pub(crate) fn look(window: &Window<'_>) -> Result<Answered, Fault> {
         device: Some(SyncToken::mark(caller.user, caller.device)),
     };
     let answer = answer.finish(&next, &to_device::key_counts(window)?);
-    Ok(Answered { answer, next, has_news })
+    Ok(Answered { answer, pos: next.to_string(), has_news })
 }
 
 /// Finds the rooms and kinds of news that changed since the client asked last.

@@ -3,7 +3,11 @@
 
 use std::{collections::VecDeque, net::SocketAddr, time::Duration};
 
-use aqueduct::{config::Listener, server::Listening};
+use aqueduct::{
+    config::Listener,
+    flows::operator::operate::{Command, operate},
+    server::Listening,
+};
 use futures_util::{SinkExt, StreamExt};
 use http::{HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
@@ -360,11 +364,55 @@ async fn news_come_by_themselves_one_after_the_other() {
     drop(socket);
     let mut socket = listens.open(&alice).await;
     socket.ok("sync", json!({ "since": second["next_batch"] })).await;
-    let ids =
-        |news: &Value| timeline(news, &room).iter().map(|it| it["event_id"].clone()).collect::<Vec<_>>();
+    let ids = |news: &Value| timeline(news, &room).iter().map(|it| it["event_id"].clone()).collect::<Vec<_>>();
     assert_eq!(ids(&socket.news().await), ids(&third));
     let path = format!("/sync?since={}", second["next_batch"].as_str().unwrap());
     assert_eq!(ids(&alice.ok_get(&path).await), ids(&third));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sliding_sync_is_told_the_same_way() {
+    let listens = Listens::new().await;
+    let alice = listens.server.register("alice").await;
+    let bob = listens.server.register("bob").await;
+    let room = room(&alice, &[&bob]).await;
+    let mut socket = listens.open(&alice).await;
+    let body = |timeline_limit: u32, since: &Value| {
+        json!({
+            "conn_id": "here",
+            "lists": { "all": { "ranges": [[0, 10]], "timeline_limit": timeline_limit, "required_state": [] } },
+            "extensions": { "to_device": { "enabled": true, "since": since } },
+        })
+    };
+    socket.ok("sync", json!({ "sliding": body(1, &Value::Null) })).await;
+    let first = socket.news().await;
+    assert_eq!(first["rooms"][&room]["timeline"].as_array().unwrap().len(), 1, "{first}");
+    assert_eq!(first["lists"]["all"]["count"], 1);
+    let inbox = first["extensions"]["to_device"]["next_batch"].clone();
+    socket.say(json!({ "method": "ack", "params": { "pos": first["pos"], "sliding": body(1, &inbox) } })).await;
+    assert!(socket.is_silent().await);
+    let path = format!("/rooms/{}/send/m.room.message/1", encoded(&room));
+    bob.ok_put(&path, text("x")).await;
+    let second = socket.news().await;
+    assert_eq!(second["rooms"][&room]["timeline"][0]["content"], text("x"), "{second}");
+    // The body goes on until an ack brings another one: here, with the messages to the device that were kept.
+    let messages = json!({ &alice.user_id: { &alice.device_id: { "k": 1 } } });
+    bob.ok_put("/sendToDevice/m.x/1", json!({ "messages": messages })).await;
+    socket.say(json!({ "method": "ack", "params": { "pos": second["pos"] } })).await;
+    let third = socket.news().await;
+    assert_eq!(third["extensions"]["to_device"]["events"][0]["content"], json!({ "k": 1 }), "{third}");
+    let inbox = third["extensions"]["to_device"]["next_batch"].clone();
+    socket.say(json!({ "method": "ack", "params": { "pos": third["pos"], "sliding": body(1, &inbox) } })).await;
+    assert!(socket.is_silent().await);
+    // A client that comes back goes on from its position; one that this server does not know begins anew.
+    drop(socket);
+    let mut socket = listens.open(&alice).await;
+    bob.ok_put(&format!("{path}2"), text("y")).await;
+    socket.ok("sync", json!({ "sliding": body(1, &inbox), "since": third["pos"] })).await;
+    assert_eq!(socket.news().await["rooms"][&room]["timeline"][0]["content"], text("y"));
+    let unknown = json!({ "sliding": body(1, &inbox), "since": "nonsense" });
+    assert_eq!(socket.errcode("sync", unknown).await, "M_UNKNOWN_POS");
+    assert_eq!(socket.errcode("sync", json!({ "sliding": { "lists": 5 } })).await, "M_BAD_JSON");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -484,6 +532,22 @@ async fn a_session_that_ends_ends_its_sockets_with_the_reason() {
         .say(json!({ "id": 1, "method": "typing", "params": { "room_id": "!x:y", "typing": false } }))
         .await;
     assert_eq!(socket.code().await, Some(4002));
+    // A lock ends them, and what is asked again after it is told to wait.
+    let admin = listens.server.register("admin").await;
+    let promote = Command::SetAdmin { name: "admin".to_owned(), admin: true };
+    operate(listens.server.server().app(), promote, |_| ()).await.unwrap();
+    let mut socket = listens.open(&alice).await;
+    socket.ok("sync", json!({})).await;
+    let path = format!("/_matrix/client/v1/admin/lock/{}", encoded(&alice.user_id));
+    admin.ok_put(&path, json!({ "locked": true })).await;
+    assert_eq!(socket.code().await, Some(4004));
+    assert_eq!(stays.code().await, Some(4004));
+    let mut request = listens.request();
+    let bearer = format!("Bearer {}", alice.token.as_deref().unwrap());
+    request.headers_mut().insert(header::AUTHORIZATION, HeaderValue::try_from(bearer).unwrap());
+    assert_eq!(listens.refused(request).await, (StatusCode::UNAUTHORIZED, json!("M_USER_LOCKED")));
+    admin.ok_put(&path, json!({ "locked": false })).await;
+    let mut stays = listens.open(&alice).await;
     // Deactivating the account ends all that is left.
     let auth = json!({
         "type": "m.login.password", "identifier": { "type": "m.id.user", "user": "alice" },

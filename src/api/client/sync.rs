@@ -18,7 +18,7 @@ use crate::{
         extract::{Client, Endpoint},
         policy::{Body, Guests, KIB},
         raw::Raw,
-        reply::{Polled, RawJson},
+        reply::Polled,
     },
     error::{Error, Refusal, Result},
     flows::{
@@ -28,7 +28,7 @@ use crate::{
         room::{presence, receipts},
     },
     sync::{
-        Ask, Pos, Relations, SlidingAsk, SyncToken,
+        Answered, Ask, Pos, Relations, SlidingAsk, SyncToken,
         sliding::ask::{Body as SlidingBody, SUBSCRIPTIONS_MAX},
         unknown_pos,
     },
@@ -94,7 +94,11 @@ pub(crate) async fn sync_events(app: App, client: Client<Raw<sync_events::v3::Re
     if let Some(confirmed) = confirmed {
         confirmed.await.map_err(|_| Error::broken("the server stopped before a confirmation was kept"))?;
     }
-    Ok(Polled { json: answer.answer, pos: answer.next.to_string(), is_news: answer.has_news })
+    Ok(polled(answer))
+}
+
+fn polled(answered: Answered) -> Polled {
+    Polled { json: answered.answer, pos: answered.pos, is_news: answered.has_news }
 }
 
 /// Reads a filter that the user has stored. Refuses an id that is not known: 400 `M_INVALID_PARAM`.
@@ -120,13 +124,13 @@ impl Endpoint for SlidingSync {
 }
 
 /// `POST /_matrix/client/v4/sync`
-pub(crate) async fn sliding_sync(app: App, client: Client<Raw<SlidingSync>>) -> Result<RawJson> {
+pub(crate) async fn sliding_sync(app: App, client: Client<Raw<SlidingSync>>) -> Result<Polled> {
     let poll = Sliding::read(&app, &client.caller, &client.request, SUBSCRIPTIONS_MAX)?;
     poll.answer(&app).await
 }
 
 /// `POST /_matrix/client/unstable/org.matrix.simplified_msc3575/sync`
-pub(crate) async fn sliding_sync_unstable(app: App, client: Client<Raw<v5::Request>>) -> Result<RawJson> {
+pub(crate) async fn sliding_sync_unstable(app: App, client: Client<Raw<v5::Request>>) -> Result<Polled> {
     let poll = Sliding::read(&app, &client.caller, &client.request, SUBSCRIPTIONS_MAX_BEFORE)?;
     poll.answer(&app).await
 }
@@ -159,7 +163,7 @@ impl Sliding {
         Ok(Self { ask, timeout: Duration::from_millis(timeout_ms.unwrap_or(0)), presence })
     }
 
-    async fn answer(self, app: &App) -> Result<RawJson> {
+    async fn answer(self, app: &App) -> Result<Polled> {
         let Self { ask, timeout, presence } = self;
         let caller = ask.caller.clone();
         // The user counts as present until this is dropped, however the request ends.
@@ -178,7 +182,7 @@ impl Sliding {
                 .await
                 .map_err(|_| Error::broken("the server stopped before a confirmation was kept"))?;
         }
-        Ok(RawJson(answer))
+        Ok(polled(answer))
     }
 }
 

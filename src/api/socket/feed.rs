@@ -1,4 +1,5 @@
-//! The news that a socket tells by itself. Each is an answer of `/sync`, to a request in memory that does not wait.
+//! The news that a socket tells by itself. Each is an answer of `/sync` or of sliding sync, to a request in memory that does not
+//! wait.
 //!
 //! A feed subscribes to the wakes of its user before it asks, and asks again when it is woken. While it waits it holds nothing but
 //! the subscription, because most sockets wait most of the time.
@@ -7,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{FutureExt, future::BoxFuture};
-use http::Method;
+use ruma::presence::PresenceState;
 use tokio::time::Instant;
 
 use crate::{
@@ -16,7 +17,7 @@ use crate::{
         socket::{
             ending::Ending,
             inward::{Reply, Session},
-            methods::Sync,
+            methods::{Ack, Sync},
             said,
         },
     },
@@ -81,12 +82,7 @@ pub(super) struct Outcome {
 impl Feed {
     /// Begins to follow the news, in place of what was followed before. Gives back the id of an earlier request that was not
     /// answered.
-    pub(super) fn begin(
-        &mut self,
-        session: &Session,
-        id: Option<JsonText>,
-        wanted: Sync,
-    ) -> Option<JsonText> {
+    pub(super) fn begin(&mut self, session: &Session, id: Option<JsonText>, wanted: Sync) -> Option<JsonText> {
         let mut following = Following {
             since: wanted.since.clone(),
             full_state: wanted.full_state,
@@ -101,17 +97,18 @@ impl Feed {
     }
 
     /// Goes on from the position up to which the client has kept the news. Refuses any other position: 400 `M_INVALID_PARAM`.
-    pub(super) fn acknowledge(&mut self, session: &Session, kept: &str) -> Result<(), Refusal> {
+    pub(super) fn acknowledge(&mut self, session: &Session, ack: Ack) -> Result<(), Refusal> {
         match &mut self.0 {
-            Some(following) if matches!(&following.step, Step::Told { pos } if pos == kept) => {
-                following.since = Some(kept.to_owned());
+            Some(following) if matches!(&following.step, Step::Told { pos } if *pos == ack.pos) => {
+                if ack.sliding.is_some() && following.wanted.sliding.is_some() {
+                    following.wanted.sliding = ack.sliding;
+                }
+                following.since = Some(ack.pos);
                 following.full_state = false;
                 following.ask(session, false);
                 Ok(())
             }
-            _ => {
-                Err(Refusal::invalid_param("`pos` is not the position of a `sync` that waits for its `ack`."))
-            }
+            _ => Err(Refusal::invalid_param("`pos` is not the position of a `sync` that waits for its `ack`.")),
         }
     }
 
@@ -174,8 +171,8 @@ impl Feed {
 impl Following {
     /// Asks for news, which does not wait for any.
     fn ask(&mut self, session: &Session, is_due: bool) {
-        let path = self.wanted.path(self.since.as_deref(), self.full_state);
-        let reply = session.ask(Method::GET, &path, Bytes::new());
+        let (method, path, body) = self.wanted.request(self.since.as_deref(), self.full_state);
+        let reply = session.ask(method, &path, body);
         let begins = self.present.is_none().then(|| self.wanted.presence.clone());
         let (app, caller) = (session.app.clone(), session.caller.clone());
         let answer = async move {

@@ -129,8 +129,10 @@ impl Session {
     /// logged out, and a token that was refreshed away from one whose device is gone.
     fn require_good(&self) -> Result<()> {
         let snapshot = self.app.store.snapshot();
-        let Err(refused) = tokens::find_caller(&*snapshot, self.app.env.now_ms(), &self.token) else {
-            return Ok(());
+        let refused = match tokens::find_caller(&*snapshot, self.app.env.now_ms(), &self.token) {
+            Ok(caller) if caller.is_locked => return Err(users::locked().into()),
+            Ok(_) => return Ok(()),
+            Err(refused) => refused,
         };
         let account = users::find(&*snapshot, self.caller.user)?;
         if account.is_none_or(|account| account.is_deactivated) {

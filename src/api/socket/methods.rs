@@ -31,8 +31,17 @@ pub(super) enum Wish {
     Call(Call),
     /// The client wants to be told news.
     Sync(Sync),
-    /// The client has kept the news up to this position.
-    Ack(String),
+    /// The client has kept the news.
+    Ack(Ack),
+}
+
+/// The client has kept the news up to a position.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Ack {
+    /// The position up to which it has kept them.
+    pub(super) pos: String,
+    /// The body of further requests to sliding sync. None if it stays as it is.
+    pub(super) sliding: Option<Bytes>,
 }
 
 /// A request to an endpoint.
@@ -48,13 +57,15 @@ pub(super) struct Call {
     pub(super) body: Bytes,
 }
 
-/// The parameters of `/sync`, but for the position.
+/// The parameters of `/sync` or of sliding sync, but for the position.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Sync {
     /// The position from which on news are told. None if the client begins.
     pub(super) since: Option<String>,
     /// The first answer has the whole state of each room.
     pub(super) full_state: bool,
+    /// The body of requests to sliding sync. None for `/sync`.
+    pub(super) sliding: Option<Bytes>,
     /// How present the client says its user is.
     pub(super) presence: PresenceState,
     /// The other parameters as they stand in a query, each with an ampersand before it.
@@ -62,17 +73,25 @@ pub(super) struct Sync {
 }
 
 impl Sync {
-    /// The path and the query of a request that goes on from this position and does not wait.
-    pub(super) fn path(&self, since: Option<&str>, full_state: bool) -> String {
-        let mut path = format!("/_matrix/client/v3/sync?timeout=0{}", self.query);
+    /// A request that goes on from this position and does not wait: method, path with its query, and body.
+    pub(super) fn request(&self, since: Option<&str>, full_state: bool) -> (Method, String, Bytes) {
+        let (path, name) = match self.sliding {
+            Some(_) => ("/_matrix/client/v4/sync", "pos"),
+            None => ("/_matrix/client/v3/sync", "since"),
+        };
+        let mut path = format!("{path}?timeout=0{}", self.query);
         if let Some(since) = since {
-            path.push_str("&since=");
-            path.push_str(&encoded(since));
+            path.extend(["&", name, "=", &encoded(since)]);
         }
-        if full_state {
-            path.push_str("&full_state=true");
+        match &self.sliding {
+            Some(body) => (Method::POST, path, body.clone()),
+            None => {
+                if full_state {
+                    path.push_str("&full_state=true");
+                }
+                (Method::GET, path, Bytes::new())
+            }
         }
-        path
     }
 }
 
@@ -119,6 +138,15 @@ impl Params {
             }
         }
         body.finish().into()
+    }
+
+    /// The body of requests to sliding sync, if there is one. Its endpoint checks it.
+    fn find_sliding(&self) -> Result<Option<Bytes>, Refusal> {
+        match self.find("sliding") {
+            Some(body) if body.starts_with('{') => Ok(Some(Bytes::copy_from_slice(body.as_bytes()))),
+            Some(_) => Err(Refusal::bad_json("`sliding` must be an object.")),
+            None => Ok(None),
+        }
     }
 
     /// The content of an event, which is the whole body of its endpoint.
@@ -176,7 +204,7 @@ fn read_wish(outer: &Checked, has_id: bool, user: &UserId) -> Result<Wish, Refus
     let params = Params(params);
     Ok(match method.as_str() {
         "sync" => Wish::Sync(read_sync(&params)?),
-        "ack" => Wish::Ack(params.text("pos")?),
+        "ack" => Wish::Ack(Ack { pos: params.text("pos")?, sliding: params.find_sliding()? }),
         other => Wish::Call(read_call(other, &params, user)?),
     })
 }
@@ -247,7 +275,7 @@ fn read_sync(params: &Params) -> Result<Sync, Refusal> {
     }
     let full_state = params.find_flag("full_state")?.unwrap_or_default();
     let presence = presence.map_or(PresenceState::Online, PresenceState::from);
-    Ok(Sync { since: params.find_text("since")?, full_state, presence, query })
+    Ok(Sync { since: params.find_text("since")?, full_state, sliding: params.find_sliding()?, presence, query })
 }
 
 /// Encodes a text so that it can be one segment of a path, or a value in a query.
@@ -355,7 +383,8 @@ mod tests {
         });
         let wish = asked(&json!({ "id": "x", "method": "sync", "params": params })).wish;
         let Ok(Wish::Sync(sync)) = wish else { panic!("{wish:?}") };
-        let path = sync.path(sync.since.as_deref(), sync.full_state);
+        let (method, path, body) = sync.request(sync.since.as_deref(), sync.full_state);
+        assert_eq!((method, body), (Method::GET, Bytes::new()));
         assert!(path.starts_with("/_matrix/client/v3/sync?timeout=0&filter=%7B%22room%22"), "{path}");
         assert!(
             path.ends_with("&set_presence=offline&use_state_after=true&since=s1&full_state=true"),
@@ -363,6 +392,15 @@ mod tests {
         );
         let wish = asked(&json!({ "id": 1, "method": "sync" })).wish;
         assert_eq!(wish.unwrap(), Wish::Sync(Sync::default()));
+        let params = json!({ "since": "p~1", "sliding": { "conn_id": "a" }, "set_presence": "offline" });
+        let wish = asked(&json!({ "id": 1, "method": "sync", "params": params })).wish;
+        let Ok(Wish::Sync(sync)) = wish else { panic!("{wish:?}") };
+        let (method, path, body) = sync.request(sync.since.as_deref(), false);
+        assert_eq!((method, &*body), (Method::POST, &br#"{"conn_id":"a"}"#[..]));
+        assert_eq!(path, "/_matrix/client/v4/sync?timeout=0&set_presence=offline&pos=p~1");
+        let wish = asked(&json!({ "method": "ack", "params": { "pos": "p~2", "sliding": {} } })).wish;
+        let ack = Ack { pos: "p~2".to_owned(), sliding: Some(Bytes::from_static(b"{}")) };
+        assert_eq!(wish.unwrap(), Wish::Ack(ack));
     }
 
     #[test]
@@ -382,6 +420,7 @@ mod tests {
             (json!({ "id": -3, "method": "nothing" }), "M_UNRECOGNIZED", Some(json!(-3))),
             (json!({ "id": 1, "method": "sync", "params": [] }), "M_BAD_JSON", Some(json!(1))),
             (json!({ "id": 1, "method": "sync", "params": { "since": 5 } }), "M_BAD_JSON", Some(json!(1))),
+            (json!({ "id": 1, "method": "sync", "params": { "sliding": 5 } }), "M_BAD_JSON", Some(json!(1))),
             (json!({ "id": 1, "method": "sync", "params": { "filter": 5 } }), "M_BAD_JSON", Some(json!(1))),
             (send(json!({})), "M_MISSING_PARAM", Some(json!(1))),
             (send(json!({ "type": "x", "txn_id": "1", "content": {} })), "M_MISSING_PARAM", Some(json!(1))),

@@ -215,7 +215,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Talk<S> {
                 }
                 Err(error) => self.requests.refuse(&self.session, id, error),
             },
-            Ok(Wish::Ack(pos)) => match self.feed.acknowledge(&self.session, &pos) {
+            Ok(Wish::Ack(ack)) => match self.feed.acknowledge(&self.session, ack) {
                 Ok(()) => {
                     if let Some(id) = id {
                         self.writer.say(said::done(&id));

@@ -6,6 +6,7 @@ use crate::{
     flows::{App, write},
     ids::UserNum,
     schema::accounts::UserRow,
+    store::Wake,
 };
 
 /// Sets whether an account is locked, and whether it is suspended; what is none stays as it is. Its tokens stay valid, so that its
@@ -20,7 +21,11 @@ pub(crate) async fn set(
         if users::require(batch, user)?.is_deactivated {
             return Err(Refusal::not_found("The account has ended.").into());
         }
-        users::set_standing(batch, user, locked, suspended)
+        let row = users::set_standing(batch, user, locked, suspended)?;
+        if row.is_locked {
+            batch.wake(Wake::Locked { user });
+        }
+        Ok(row)
     })
     .await
 }

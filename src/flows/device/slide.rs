@@ -8,13 +8,11 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
-
 use crate::{
     accounts::Caller,
     error::{Error, Result},
     flows::{App, write},
-    sync::{SlidingAsk, connections},
+    sync::{Answered, SlidingAsk, connections},
 };
 
 /// An answer is made anew at most this often where other requests of the connection came first.
@@ -27,7 +25,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// What the answer changes of its connection is noted and not waited for: a note that is lost in a crash makes the client begin
 /// anew, as `M_UNKNOWN_POS` tells it. Errors: those of [`Polls::slide`](crate::sync::Polls::slide); busy, if requests of the same
 /// connection overtake each other.
-pub async fn slide(app: &App, caller: &Caller, ask: &SlidingAsk, timeout: Duration) -> Result<Bytes> {
+pub async fn slide(app: &App, caller: &Caller, ask: &SlidingAsk, timeout: Duration) -> Result<Answered> {
     for _ in 0..TRIES {
         let (answer, update) = app.polls.slide(ask.clone(), timeout).await?;
         let Some(update) = update else { return Ok(answer) };

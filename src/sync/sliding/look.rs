@@ -7,8 +7,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bytes::Bytes;
-
 use crate::{
     ids::{EventNum, Order, Position, RoomNum, StateKeyNum},
     rooms::visibility::Reader,
@@ -26,7 +24,7 @@ use crate::{
             sliding::{self, RoomNews},
         },
         connections::{self, Connection, STEP_BYTES_MAX, Update},
-        look,
+        look::{self, Answered},
         shape::sliding::{Answer, RoomHead},
         sliding::{
             ask::{RoomConfig, SlidingAsk},
@@ -52,9 +50,8 @@ const WISHES_MAX: usize = 8;
 /// An answer of sliding sync, and what has to be kept before it is given.
 #[derive(Debug)]
 pub(crate) struct Slid {
-    pub(crate) answer: Bytes,
+    pub(crate) answered: Answered,
     pub(crate) update: Option<Update>,
-    pub(crate) has_news: bool,
     /// The connection has to end: it would have to remember more at once than can be written.
     pub(crate) is_over: bool,
 }
@@ -121,7 +118,8 @@ pub(crate) fn look(
     let connection = connection.number();
     let pos = Pos { token, connection, step, counts: hash, lists: beside.lists, data: beside.data };
     let has_news = has_news || window.receipts_told_upto().is_some();
-    Ok(Slid { answer: answer.finish(&pos, ask.txn_id.as_deref()), update, has_news, is_over })
+    let answer = answer.finish(&pos, ask.txn_id.as_deref());
+    Ok(Slid { answered: Answered { answer, pos: pos.to_string(), has_news }, update, is_over })
 }
 
 /// Hashes the names of lists and how many rooms each has (FNV-1a), so that a change of them is news.
