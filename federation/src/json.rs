@@ -4,5 +4,5 @@ pub mod parts;
 pub mod stream;
 pub mod tree;
 
-pub use stream::{Answer, Exceeded, Limits, Memory, NotRead};
+pub use stream::{Answer, Counted, Exceeded, Limits, Memory, NotRead};
 pub use tree::{Canonical, Json, NotJson};

@@ -5,7 +5,14 @@
 //! parses them, and all answers that are in memory share one [`Memory`]. A server that sends too slowly for what it holds is given
 //! up.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
@@ -23,6 +30,8 @@ const PIECE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// An answer that is not complete gets more of itself in each of these times: [`Size::least_bytes`].
 const WINDOW: Duration = Duration::from_secs(30);
+/// A large answer that comes slowly may go on for this many windows while others wait for its place, and as long as nobody does.
+const SLOW_WINDOWS_MAX: u32 = 2;
 
 /// Memory is counted in pieces of this many bytes.
 const PIECE_BYTES: usize = 4096;
@@ -108,12 +117,14 @@ impl Size {
         }
     }
 
-    /// So many bytes must come in each [`WINDOW`].
-    const fn least_bytes(self) -> usize {
+    /// So many bytes must come in each [`WINDOW`]. The time for the whole request bounds how long an answer may take, so that a server
+    /// with a slow line can send a large one, too: it only makes room for others who wait for its place.
+    const fn least_bytes(self, makes_room: bool) -> usize {
         match self {
             Self::Small => 1,
             Self::Medium => 256 << 10,
-            Self::Large => 16 << 20,
+            Self::Large if makes_room => 16 << 20,
+            Self::Large => 256 << 10,
         }
     }
 }
@@ -128,20 +139,36 @@ pub struct Memory {
     small: Pool,
     medium: Pool,
     large: Arc<Semaphore>,
-    /// The turn of a payer: of large answers each has one at a time.
-    turns: Turns<u64>,
+    /// The number of answers that wait for a place among the large ones.
+    large_wanted: Arc<AtomicUsize>,
+    /// The number of answers that nobody pays for and that wait for their turn.
+    turn_wanted: Arc<AtomicUsize>,
+    /// Places for those that wait for one among the large ones, which hold none of the memory for answers of medium size.
+    lobby: Arc<Semaphore>,
+    /// The turn of a payer: of large answers each has one at a time, and so have all for which nobody pays.
+    turns: Turns<Option<u64>>,
     payer: Option<u64>,
 }
 
 /// Whoever pays for answers holds at most one part in this many of the memory for answers of one size.
 const SHARE: usize = 8;
+/// Answers for which nobody pays hold at most all but one part in this many of the memory for answers of one size: servers that
+/// send slowly what nobody of ours asked for leave some to those who ask.
+const KEPT_FREE: usize = 3;
+/// At most this many answers wait for a place among the large ones without counting for others; each holds as much as one of medium
+/// size may.
+const LOBBY_MAX: usize = 8;
+
+/// The number that counts answers for which nobody pays.
+const NOBODY: Option<u64> = None;
 
 /// The memory for answers of one size, in pieces.
 #[derive(Clone, Debug)]
 struct Pool {
     free: Arc<Semaphore>,
     share: usize,
-    held: Arc<Mutex<BTreeMap<u64, usize>>>,
+    share_of_nobody: usize,
+    held: Arc<Mutex<BTreeMap<Option<u64>, usize>>>,
 }
 
 impl Pool {
@@ -149,25 +176,25 @@ impl Pool {
     fn new(bytes: usize, of_answer: usize) -> Self {
         let pieces = (bytes / PIECE_BYTES).clamp(1, Semaphore::MAX_PERMITS);
         let (free, held) = (Arc::new(Semaphore::new(pieces)), Arc::default());
-        Self { free, share: (pieces / SHARE).max(of_answer.div_ceil(PIECE_BYTES)), held }
+        let of_answer = of_answer.div_ceil(PIECE_BYTES);
+        let share_of_nobody = (pieces - pieces / KEPT_FREE).max(of_answer);
+        Self { free, share: (pieces / SHARE).max(of_answer), share_of_nobody, held }
     }
 
-    /// Takes memory. Nobody waits: two answers that wait for each other's memory would wait for ever.
-    fn take(&self, payer: Option<u64>, bytes: usize) -> Result<Taken, NotRead> {
-        let pieces = bytes.div_ceil(PIECE_BYTES);
+    /// Takes whole pieces of memory. Nobody waits: two answers that wait for each other's memory would wait for ever.
+    fn take(&self, payer: Option<u64>, pieces: usize) -> Result<Taken, NotRead> {
         let counted = u32::try_from(pieces).map_err(|_| NotRead::NoMemory)?;
         let permit = Arc::clone(&self.free).try_acquire_many_owned(counted);
-        let mut taken = Taken { _permit: permit.map_err(|_| NotRead::NoMemory)?, paid: None };
-        if let Some(payer) = payer {
-            let mut held = self.held.lock();
-            let of_payer = held.entry(payer).or_default();
-            if *of_payer + pieces > self.share {
-                return Err(NotRead::NoMemory);
-            }
-            *of_payer += pieces;
-            taken.paid = Some(Paid { pool: self.clone(), payer, pieces });
+        let permit = permit.map_err(|_| NotRead::NoMemory)?;
+        let share = if payer == NOBODY { self.share_of_nobody } else { self.share };
+        let mut held = self.held.lock();
+        let of_payer = held.get(&payer).copied().unwrap_or_default();
+        if of_payer + pieces > share {
+            return Err(NotRead::NoMemory);
         }
-        Ok(taken)
+        held.insert(payer, of_payer + pieces);
+        drop(held);
+        Ok(Taken { _permit: permit, _paid: Paid { pool: self.clone(), payer, pieces } })
     }
 }
 
@@ -175,13 +202,13 @@ impl Pool {
 #[derive(Debug)]
 struct Taken {
     _permit: OwnedSemaphorePermit,
-    paid: Option<Paid>,
+    _paid: Paid,
 }
 
 #[derive(Debug)]
 struct Paid {
     pool: Pool,
-    payer: u64,
+    payer: Option<u64>,
     pieces: usize,
 }
 
@@ -204,7 +231,7 @@ enum Room {
     Parts(Vec<Taken>),
     Large {
         _place: OwnedSemaphorePermit,
-        _turn: Option<Turn<u64>>,
+        _turn: Turn<Option<u64>>,
     },
 }
 
@@ -216,28 +243,71 @@ impl Memory {
             small: Pool::new(small_bytes_max, SMALL_BYTES_MAX),
             medium: Pool::new(medium_bytes_max, MEDIUM_BYTES_MAX),
             large: Arc::new(Semaphore::new(large_max.max(1))),
+            large_wanted: Arc::default(),
+            turn_wanted: Arc::default(),
+            lobby: Arc::new(Semaphore::new(LOBBY_MAX)),
             turns: Turns::default(),
             payer: None,
         }
     }
 
-    async fn take_large(&self) -> Result<Room, NotRead> {
-        let turn = match self.payer {
-            Some(payer) => Some(self.turns.enter(payer).await),
-            None => None,
+    /// Waits for a place among the large answers. What the answer holds so far is given back before that, where there is a place to
+    /// wait without it: those of medium size do not wait for large ones.
+    async fn take_large(&self, held: &mut Option<Room>) -> Result<Room, NotRead> {
+        let turn = {
+            let _wanted = (self.payer == NOBODY).then(|| Wanted::one_more(&self.turn_wanted));
+            self.turns.enter(self.payer).await
         };
-        let place = Arc::clone(&self.large).acquire_owned().await.map_err(|_| NotRead::NoMemory)?;
+        let large = Arc::clone(&self.large);
+        let place = match Arc::clone(&large).try_acquire_owned() {
+            Ok(place) => place,
+            Err(_) => {
+                let _wanted = Wanted::one_more(&self.large_wanted);
+                let entering = Arc::clone(&self.lobby).acquire_owned();
+                tokio::select! {
+                    biased;
+                    place = Arc::clone(&large).acquire_owned() => place.map_err(|_| NotRead::NoMemory)?,
+                    lobby = entering => {
+                        let _lobby = lobby.map_err(|_| NotRead::NoMemory)?;
+                        *held = None;
+                        large.acquire_owned().await.map_err(|_| NotRead::NoMemory)?
+                    }
+                }
+            }
+        };
         Ok(Room::Large { _place: place, _turn: turn })
     }
 
-    /// The same memory, of which this payer holds no more than a share; without one it is the server's own.
+    /// Whether large answers that come slowly are to make room.
+    fn wants_large(&self) -> bool {
+        let is_turn_wanted = self.payer == NOBODY && self.turn_wanted.load(Ordering::Relaxed) > 0;
+        is_turn_wanted || self.large_wanted.load(Ordering::Relaxed) > 0
+    }
+
+    /// The same memory, of which this payer holds no more than a share. All for which nobody pays hold most of it together.
     #[must_use]
     pub fn paid_by(&self, payer: Option<u64>) -> Self {
         Self { payer, ..self.clone() }
     }
 }
 
-/// The memory that one answer holds.
+/// An answer that waits for a place among the large ones.
+struct Wanted(Arc<AtomicUsize>);
+
+impl Wanted {
+    fn one_more(wanted: &Arc<AtomicUsize>) -> Self {
+        wanted.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(wanted))
+    }
+}
+
+impl Drop for Wanted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The memory that one answer holds: whole pieces, as it is counted.
 #[derive(Debug, Default)]
 struct Held {
     room: Option<Room>,
@@ -253,22 +323,23 @@ impl Held {
         // A buffer grows by a part of itself, so that a large answer takes its memory in few steps, and one that stops not much.
         let wanted = needed.saturating_add((needed / 4).max(GROWTH_BYTES_MIN)).min(bytes_max).max(needed);
         let (before, size) = (Size::of(self.bytes), Size::of(needed));
+        // The bounds of the sizes are whole pieces, so that the parts of an answer are as many pieces as its bytes.
         let wanted = match size {
-            Size::Small => wanted.min(SMALL_BYTES_MAX),
-            Size::Medium => wanted.min(MEDIUM_BYTES_MAX),
+            Size::Small => wanted.next_multiple_of(PIECE_BYTES).min(SMALL_BYTES_MAX),
+            Size::Medium => wanted.next_multiple_of(PIECE_BYTES).min(MEDIUM_BYTES_MAX),
             Size::Large => bytes_max.max(needed),
         };
         if size == Size::Large {
             if before != Size::Large || self.room.is_none() {
-                self.room = Some(memory.take_large().await?);
+                self.room = Some(memory.take_large(&mut self.room).await?);
             }
         } else {
             let pool = if size == Size::Small { &memory.small } else { &memory.medium };
             match &mut self.room {
                 Some(Room::Parts(parts)) if before == size => {
-                    parts.push(pool.take(memory.payer, wanted - self.bytes)?);
+                    parts.push(pool.take(memory.payer, (wanted - self.bytes) / PIECE_BYTES)?);
                 }
-                _ => self.room = Some(Room::Parts(vec![pool.take(memory.payer, wanted)?])),
+                _ => self.room = Some(Room::Parts(vec![pool.take(memory.payer, wanted / PIECE_BYTES)?])),
             }
         }
         self.bytes = wanted;
@@ -283,7 +354,18 @@ pub struct Answer {
     _memory: Option<Room>,
 }
 
+/// The memory of an answer of which the bytes are gone. It counts for what was made of them until this is dropped.
+#[derive(Debug)]
+pub struct Counted {
+    _memory: Option<Room>,
+}
+
 impl Answer {
+    /// Gives up the bytes, and goes on to count their memory for what was made of them.
+    pub fn into_counted(self) -> Counted {
+        Counted { _memory: self._memory }
+    }
+
     /// The bytes.
     pub const fn bytes(&self) -> &Bytes {
         &self.bytes
@@ -296,6 +378,7 @@ pub async fn collect(mut body: Body, limits: Limits, memory: &Memory) -> Result<
     let mut counter = Counter::new(limits);
     let mut bytes = BytesMut::new();
     let mut held = Held::default();
+    let mut slow_windows = 0;
     'windows: loop {
         let begin = bytes.len();
         let window = tokio::time::sleep(WINDOW);
@@ -315,7 +398,10 @@ pub async fn collect(mut body: Body, limits: Limits, memory: &Memory) -> Result<
             }
             bytes.extend_from_slice(&piece);
         }
-        if bytes.len() - begin < Size::of(bytes.len()).least_bytes() {
+        let (came, size) = (bytes.len() - begin, Size::of(bytes.len()));
+        let is_slow = size == Size::Large && came < size.least_bytes(true);
+        slow_windows = if is_slow { slow_windows + 1 } else { 0 };
+        if came < size.least_bytes(slow_windows >= SLOW_WINDOWS_MAX && memory.wants_large()) {
             return Err(NotRead::Stalled);
         }
     }
@@ -443,6 +529,97 @@ mod tests {
         drop(two);
         assert!(memory.small.held.lock().is_empty());
         assert_eq!(memory.small.free.available_permits(), 16 * SMALL_BYTES_MAX / PIECE_BYTES);
+    }
+
+    #[tokio::test]
+    async fn the_largest_answer_of_each_size_fits_into_the_share_of_a_payer() {
+        // The memory that all share, as the caller makes it.
+        let memory = Memory::new(32 << 20, 96 << 20, 2).paid_by(Some(1));
+        for length in
+            [SMALL_BYTES_MAX, 10_000_000, MEDIUM_BYTES_MAX, MEDIUM_BYTES_MAX + 1, 60_000_000, 100_000_000]
+        {
+            for piece in [1_000, 16 << 10, 65_537] {
+                let whole = Bytes::from(vec![b'x'; length]);
+                let pieces: Vec<_> = (0..length)
+                    .step_by(piece)
+                    .map(|at| Ok(whole.slice(at..length.min(at + piece))))
+                    .collect();
+                let limits = Limits::bytes(100_000_000);
+                let answer = collect(Body::new(stream::iter(pieces)), limits, &memory).await;
+                assert_eq!(answer.map(|it| it.bytes().len()), Ok(length), "in pieces of {piece}");
+            }
+        }
+        for pool in [&memory.small, &memory.medium] {
+            assert!(pool.held.lock().is_empty());
+        }
+    }
+
+    #[tokio::test]
+    async fn answers_that_nobody_pays_for_leave_memory_to_those_who_do() {
+        let memory = Memory::new(12 * SMALL_BYTES_MAX, 96 << 20, 2);
+        let piece = "x".repeat(SMALL_BYTES_MAX);
+        let limits = Limits::bytes(SMALL_BYTES_MAX);
+        let mut held = Vec::new();
+        for _ in 0..8 {
+            held.push(collect(body(&[&piece]), limits, &memory).await.unwrap());
+        }
+        assert_eq!(collect(body(&[&piece]), limits, &memory).await.unwrap_err(), NotRead::NoMemory);
+        assert!(collect(body(&[&piece]), limits, &memory.paid_by(Some(1))).await.is_ok());
+        // Of large ones they hold one at a time, though there are two places.
+        let piece = "x".repeat(1 << 20);
+        let (large, limits) = (vec![&*piece; 17], Limits::bytes(32 << 20));
+        let first = collect(body(&large), limits, &memory).await.unwrap();
+        let mut second = Box::pin(collect(body(&large), limits, &memory));
+        assert!(futures_util::poll!(&mut second).is_pending());
+        assert!(collect(body(&large), limits, &memory.paid_by(Some(1))).await.is_ok());
+        drop(first);
+        assert!(second.await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn those_who_wait_for_a_large_place_hold_nothing_of_the_medium_ones() {
+        let memory = Memory::new(1 << 20, 96 << 20, 1);
+        let piece = "x".repeat(1 << 20);
+        let (large, limits) = (vec![&*piece; 17], Limits::bytes(32 << 20));
+        let first = collect(body(&large), limits, &memory.paid_by(Some(1))).await.unwrap();
+        let mut waiting = Vec::new();
+        for payer in 2..7 {
+            let paid = memory.paid_by(Some(payer));
+            let pieces = large.clone();
+            let mut waits = Box::pin(async move { collect(body(&pieces), limits, &paid).await });
+            assert!(futures_util::poll!(&mut waits).is_pending());
+            waiting.push(waits);
+        }
+        assert_eq!(memory.medium.free.available_permits(), (96 << 20) / PIECE_BYTES);
+        drop(first);
+        for waits in waiting {
+            assert_eq!(waits.await.unwrap().bytes().len(), 17 << 20);
+        }
+        assert_eq!(memory.large_wanted.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    #[expect(clippy::disallowed_methods, reason = "the pieces come by tokio's paused clock")]
+    async fn a_large_answer_may_come_slowly_until_others_wait_for_its_place() {
+        // One MiB in five seconds is less than two Mbit/s.
+        let slow = |pieces: usize| {
+            Body::new(Box::pin(stream::unfold(0, move |at| async move {
+                tokio::time::sleep(Duration::from_secs(5)).await;
+                (at < pieces).then(|| (Ok(Bytes::from(vec![b'x'; 1 << 20])), at + 1))
+            })))
+        };
+        let (memory, limits) = (Memory::new(1 << 20, 96 << 20, 1), Limits::bytes(100 << 20));
+        let paid = memory.paid_by(Some(1));
+        assert_eq!(collect(slow(60), limits, &paid).await.unwrap().bytes().len(), 60 << 20);
+        let piece = "x".repeat(1 << 20);
+        let other = async {
+            tokio::time::sleep(Duration::from_secs(150)).await;
+            let began = tokio::time::Instant::now();
+            let answer = collect(body(&vec![&*piece; 17]), limits, &memory.paid_by(Some(2))).await;
+            assert!(answer.is_ok() && began.elapsed() <= 2 * WINDOW, "{:?}", began.elapsed());
+        };
+        let (given_up, ()) = tokio::join!(collect(slow(60), limits, &paid), other);
+        assert_eq!(given_up.unwrap_err(), NotRead::Stalled);
     }
 
     #[tokio::test]
