@@ -208,7 +208,8 @@ impl Caller {
         }
         let calling = async {
             // Whoever has a place has half of the time left, so that running out of it says something of the server.
-            let seat = self.0.places.take(server, options.lane);
+            let payer = self.0.ports.payers.current();
+            let seat = self.0.places.take(server, options.lane, payer);
             let seat = tokio::time::timeout(options.overall / 2, seat).await;
             let seat = seat.ok().flatten().ok_or(Failure::Busy)?;
             let found = self.0.discovery.find(server).await?;

@@ -3,6 +3,9 @@
 //! A server that answers slowly must not take all connections, memory and waiting callers: it has a few places of
 //! its own, and a short line before them. Each kind of request has places apart: what users ask for, or what others make us fetch,
 //! holds up neither deliveries nor keys, the answer to a request may wait for keys, and a slow policy server holds up nothing else.
+//!
+//! Names of servers are cheap, so that a bound for each server alone bounds nothing: whoever pays for requests holds a share of each
+//! kind, and waits behind their own requests and not before those of others.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -18,6 +21,9 @@ const WAITING_MAX: usize = 64;
 const ALL_MAX: usize = 512;
 /// Questions for devices that run at once to all servers. One user asks many servers at once, and each answer is small.
 const DEVICES_MAX: usize = 1_024;
+
+/// Whoever pays for requests has at most one part in this many of the places of a kind.
+const SHARE: usize = 8;
 
 /// What a request is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,9 +42,16 @@ pub enum Lane {
     Signatures,
 }
 
-type Key = (Lane, OwnedServerName);
+/// One for whom a line stands before the places of a kind.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Of {
+    Server(OwnedServerName),
+    Payer(u64),
+}
 
-/// The places of all servers. A server that nothing is asked of has no entry.
+type Key = (Lane, Of);
+
+/// The places of all servers. A server that nothing is asked of has no entry, nor has anybody who pays for nothing.
 pub(super) struct Places {
     lines: Mutex<BTreeMap<Key, Line>>,
     requests: Arc<Semaphore>,
@@ -57,8 +70,15 @@ struct Line {
 
 /// A place, given back when it is dropped.
 pub(super) struct Seat {
-    // The permits go before the line does, because fields are dropped in this order.
-    _places: (OwnedSemaphorePermit, OwnedSemaphorePermit),
+    _all: OwnedSemaphorePermit,
+    _of_server: InLine,
+    _of_payer: Option<InLine>,
+}
+
+/// A place of one line.
+struct InLine {
+    // The permit goes before the line does, because fields are dropped in this order.
+    _place: OwnedSemaphorePermit,
     _present: Present,
 }
 
@@ -84,32 +104,47 @@ impl Default for Places {
 }
 
 impl Places {
-    /// Waits for a place. None where the line of this server is full.
-    pub(super) async fn take(self: &Arc<Self>, server: &ServerName, lane: Lane) -> Option<Seat> {
-        let key = (lane, server.to_owned());
-        let (own, present) = {
+    /// Waits for a place for this payer, or for none. None where the line of this server is full.
+    pub(super) async fn take(
+        self: &Arc<Self>,
+        server: &ServerName,
+        lane: Lane,
+        payer: Option<u64>,
+    ) -> Option<Seat> {
+        let (all, count) = match lane {
+            Lane::Requests => (&self.requests, ALL_MAX),
+            Lane::Devices => (&self.devices, DEVICES_MAX),
+            Lane::Deliveries => (&self.deliveries, ALL_MAX),
+            Lane::Fetches => (&self.fetches, ALL_MAX),
+            Lane::Keys => (&self.keys, ALL_MAX),
+            Lane::Signatures => (&self.signatures, ALL_MAX),
+        };
+        // First the payer's own place, then the server's: whoever waits holds none that others could use.
+        let of_payer = match payer {
+            Some(payer) => Some(self.enter((lane, Of::Payer(payer)), count / SHARE, usize::MAX).await?),
+            None => None,
+        };
+        let of_server = (lane, Of::Server(server.to_owned()));
+        let of_server = self.enter(of_server, OF_SERVER_MAX, OF_SERVER_MAX + WAITING_MAX).await?;
+        let all = Arc::clone(all).acquire_owned().await.ok()?;
+        Some(Seat { _all: all, _of_server: of_server, _of_payer: of_payer })
+    }
+
+    /// Waits for one of so many places of a line. None where as many run or wait as may.
+    async fn enter(self: &Arc<Self>, key: Key, places: usize, present_max: usize) -> Option<InLine> {
+        let (places, present) = {
             let mut lines = self.lines.lock();
             let line = lines
                 .entry(key.clone())
-                .or_insert_with(|| Line { places: Arc::new(Semaphore::new(OF_SERVER_MAX)), present: 0 });
-            if line.present >= OF_SERVER_MAX + WAITING_MAX {
+                .or_insert_with(|| Line { places: Arc::new(Semaphore::new(places)), present: 0 });
+            if line.present >= present_max {
                 return None;
             }
             line.present += 1;
             (Arc::clone(&line.places), Present { places: Arc::clone(self), key })
         };
-        // First the server's own place: whoever waits for a slow server holds none that others could use.
-        let own = own.acquire_owned().await.ok()?;
-        let all = match lane {
-            Lane::Requests => &self.requests,
-            Lane::Devices => &self.devices,
-            Lane::Deliveries => &self.deliveries,
-            Lane::Fetches => &self.fetches,
-            Lane::Keys => &self.keys,
-            Lane::Signatures => &self.signatures,
-        };
-        let all = Arc::clone(all).acquire_owned().await.ok()?;
-        Some(Seat { _places: (own, all), _present: present })
+        let place = places.acquire_owned().await.ok()?;
+        Some(InLine { _place: place, _present: present })
     }
 }
 
@@ -138,14 +173,14 @@ mod tests {
         for number in 0..ALL_MAX / OF_SERVER_MAX {
             let server = ruma::OwnedServerName::try_from(format!("s{number}.example")).unwrap();
             for _ in 0..OF_SERVER_MAX {
-                seats.push(places.take(&server, Lane::Requests).await.unwrap());
+                seats.push(places.take(&server, Lane::Requests, None).await.unwrap());
             }
         }
         let other: &ServerName = "other.example".try_into().unwrap();
-        let mut waits = Box::pin(places.take(other, Lane::Requests));
+        let mut waits = Box::pin(places.take(other, Lane::Requests, None));
         assert!((&mut waits).now_or_never().is_none(), "all places for requests are taken");
         for lane in [Lane::Devices, Lane::Deliveries, Lane::Fetches, Lane::Keys] {
-            assert!(places.take(other, lane).await.is_some(), "{lane:?}");
+            assert!(places.take(other, lane, None).await.is_some(), "{lane:?}");
         }
     }
 
@@ -155,22 +190,44 @@ mod tests {
         let slow: &ServerName = "slow.example".try_into().unwrap();
         let mut seats = Vec::new();
         for _ in 0..OF_SERVER_MAX {
-            seats.push(places.take(slow, Lane::Requests).await.unwrap());
+            seats.push(places.take(slow, Lane::Requests, None).await.unwrap());
         }
         let mut waiting: Vec<_> =
-            (0..WAITING_MAX).map(|_| Box::pin(places.take(slow, Lane::Requests))).collect();
+            (0..WAITING_MAX).map(|_| Box::pin(places.take(slow, Lane::Requests, None))).collect();
         for it in &mut waiting {
             assert!(it.now_or_never().is_none());
         }
-        assert!(places.take(slow, Lane::Requests).await.is_none(), "the line is full");
-        assert!(places.take(slow, Lane::Keys).await.is_some(), "keys wait apart");
-        assert!(places.take(slow, Lane::Signatures).await.is_some(), "and signatures do");
+        assert!(places.take(slow, Lane::Requests, None).await.is_none(), "the line is full");
+        assert!(places.take(slow, Lane::Keys, None).await.is_some(), "keys wait apart");
+        assert!(places.take(slow, Lane::Signatures, None).await.is_some(), "and signatures do");
         let other: &ServerName = "other.example".try_into().unwrap();
-        assert!(places.take(other, Lane::Requests).await.is_some());
+        assert!(places.take(other, Lane::Requests, None).await.is_some());
         seats.pop();
         assert!(waiting.remove(0).await.is_some());
         drop(waiting);
         drop(seats);
+        assert!(places.lines.lock().is_empty());
+    }
+    #[tokio::test]
+    async fn whoever_pays_for_requests_has_a_share_whatever_the_names_of_servers() {
+        let places = Arc::new(Places::default());
+        let mut seats = Vec::new();
+        let named = |number: usize| OwnedServerName::try_from(format!("s{number}.example")).unwrap();
+        for number in 0..ALL_MAX / SHARE {
+            seats.push(places.take(&named(number), Lane::Keys, Some(1)).await.unwrap());
+        }
+        let honest: &ServerName = "honest.example".try_into().unwrap();
+        let mut waiting: Vec<_> =
+            (0..OF_SERVER_MAX + 1).map(|_| Box::pin(places.take(honest, Lane::Keys, Some(1)))).collect();
+        for it in &mut waiting {
+            assert!(it.now_or_never().is_none(), "the share is taken");
+        }
+        assert!(places.take(honest, Lane::Keys, Some(2)).await.is_some(), "and nothing of the server's line");
+        assert!(places.take(honest, Lane::Keys, None).await.is_some());
+        assert!(places.take(honest, Lane::Requests, Some(1)).await.is_some(), "kinds are apart");
+        seats.pop();
+        assert!(waiting.remove(0).await.is_some());
+        drop((waiting, seats));
         assert!(places.lines.lock().is_empty());
     }
 }
