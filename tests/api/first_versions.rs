@@ -171,6 +171,16 @@ async fn rooms_with_events_of_one_id_keep_them_apart() {
     assert!(told == here || told == there, "{told}");
     let stranger = Peer::new(&scene.net, "d.example", "5.0.0.4", 4);
     assert_eq!(event(&scene.server, &stranger, id).await, Err(StatusCode::NOT_FOUND));
+    // They are kept apart in one transaction, too.
+    let id = "$both:b.example";
+    let here = under(&scene, &scene.bob, id, "here", &scene.bob.heads());
+    let there = under(&scene, &bob, id, "there", &bob.heads());
+    assert_eq!(scene.send("3", &[here, there]).await.1, json!({ "pdus": { id: {} } }));
+    for (room, text) in [(&scene.room, "here"), (&room, "there")] {
+        let shown = scene.alice.ok_get(&format!("/rooms/{room}/event/{}", encoded(id))).await;
+        assert_eq!(shown["content"]["body"], text);
+    }
+    let id = "$same:b.example";
     // Redacting one leaves the other.
     scene.alice.ok_put(&format!("/rooms/{room}/redact/{}/r", encoded(id)), json!({})).await;
     let shown = scene.alice.ok_get(&format!("/rooms/{}/event/{}", scene.room, encoded(id))).await;

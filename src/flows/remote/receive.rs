@@ -328,6 +328,7 @@ async fn take_events(
 /// of an event, and whether it is here already.
 fn sort(snapshot: &Snapshot, us: &ServerName, origin: &ServerName, pdus: &[Bytes]) -> Result<Sorted> {
     let mut sorted = Sorted::default();
+    // In the first versions of rooms servers choose ids, so that an event is named by its room, too.
     let (mut rooms, mut seen) = (BTreeMap::new(), BTreeSet::new());
     for pdu in pdus {
         let claim = Claim::read(pdu);
@@ -344,7 +345,7 @@ fn sort(snapshot: &Snapshot, us: &ServerName, origin: &ServerName, pdus: &[Bytes
         if let (Some(num), None) = (num, known)
             && let Some(ended) = ended::read(snapshot, us, origin, num, pdu)?
         {
-            if seen.insert(ended.signed.unverified().id.clone()) {
+            if seen.insert((Some(num), ended.signed.unverified().id.clone())) {
                 sorted.ended.push(ended);
             }
             continue;
@@ -366,7 +367,7 @@ fn sort(snapshot: &Snapshot, us: &ServerName, origin: &ServerName, pdus: &[Bytes
         match (coming, num, known) {
             (Ok(signed), Some(num), Some((row, _))) => {
                 let id = signed.unverified().id.clone();
-                if !seen.insert(id.clone()) {
+                if !seen.insert((Some(num), id.clone())) {
                     continue;
                 }
                 if is_judged(snapshot, num, &id)? && !completes(snapshot, row, num, &signed)? {
@@ -381,13 +382,13 @@ fn sort(snapshot: &Snapshot, us: &ServerName, origin: &ServerName, pdus: &[Bytes
                 tracing::debug!(%origin, ?id, why, "an event of another server is not taken");
                 sorted.refused += 1;
                 // Where an event comes twice, the one that is right counts.
-                if let Some(id) = id.filter(|id| !seen.contains(id)) {
+                if let Some(id) = id.filter(|id| !seen.contains(&(num, id.clone()))) {
                     sorted.results.entry(id).or_insert(Some(why));
                 }
             }
         }
     }
-    for id in &seen {
+    for (_, id) in &seen {
         if sorted.results.get(id).is_some_and(Option::is_some) {
             sorted.results.remove(id);
         }
