@@ -14,7 +14,7 @@ use federation::{
 };
 use http::{Method, Request, header};
 use parking_lot::Mutex;
-use ruma::{OwnedEventId, OwnedServerName, room_version_rules::RoomVersionRules};
+use ruma::{EventId, OwnedEventId, OwnedServerName, ServerName, room_version_rules::RoomVersionRules};
 
 use crate::{
     error::{Error, Refusal, Result},
@@ -44,9 +44,14 @@ const UNREACHABLE_FOR: Duration = Duration::from_secs(30);
 /// An event of another server waits at most this long for a policy server that cannot be asked; then it is soft-failed, so that the
 /// room goes on.
 pub(crate) const HELD_MAX: Duration = Duration::from_secs(600);
-/// At most this many events wait for policy servers. Further ones of the server for which most wait are soft-failed, and for
-/// those of others the oldest of that one gives way, so that nobody's policy server costs the events of another.
-const HELD_COUNT_MAX: usize = 2_000;
+/// Note of at most this many events since when they wait for policy servers, and of as many that stand on those: as many as may wait in
+/// the store at all (`flows/remote/staged.rs`). Further ones wait there without that, for as long as any event may. Nobody's events
+/// are given up for want of room here.
+const HELD_COUNT_MAX: usize = 50_000;
+/// Of the events of one server at most this many are noted, as many as it may have in the store.
+const HELD_OF_SERVER_MAX: usize = 2_000;
+/// Look for notes that have come to nothing at most this often.
+const HELD_SWEPT_EVERY: Duration = Duration::from_secs(10);
 /// The word on an event of another server is remembered for this long, because the event may have to be judged again.
 const REMEMBERED_FOR: Duration = Duration::from_secs(600);
 /// Remember what was said of at most this many events.
@@ -67,18 +72,60 @@ pub struct PolicyServers(Mutex<Memory>);
 struct Memory {
     paused: BTreeMap<OwnedServerName, Pause>,
     /// The events that wait, whichever policy server their rooms have meanwhile.
-    held: BTreeMap<OwnedEventId, Held>,
-    /// The uptime since which an event waits for others that wait, because it stands on them.
-    behind: BTreeMap<OwnedEventId, Duration>,
+    held: Waiting,
+    /// The events that wait for others that wait, because they stand on them.
+    behind: Waiting,
     said: BTreeMap<Case, Said>,
 }
 
-/// An event that waits.
-struct Held {
-    /// The uptime since which it does.
-    since: Duration,
-    /// The policy server for which it began to.
-    server: OwnedServerName,
+/// Events that wait, by the servers of their senders: whoever names policy servers or makes rooms has no more room for that.
+#[derive(Default)]
+struct Waiting {
+    /// The uptime since which each waits, and the server of its sender.
+    events: BTreeMap<OwnedEventId, (Duration, OwnedServerName)>,
+    of_servers: BTreeMap<OwnedServerName, usize>,
+    /// The uptime at which those were swept that have come to nothing.
+    swept: Duration,
+}
+
+impl Waiting {
+    fn since(&self, event: &EventId) -> Option<Duration> {
+        self.events.get(event).map(|(since, _)| *since)
+    }
+
+    /// Notes that an event waits from now on, as far as there is room for it.
+    fn note(&mut self, event: &EventId, server: &ServerName, now: Duration) {
+        if self.is_full(server) && now.saturating_sub(self.swept) >= HELD_SWEPT_EVERY {
+            self.swept = now;
+            self.sweep(now);
+        }
+        if !self.is_full(server) && !self.events.contains_key(event) {
+            self.events.insert(event.to_owned(), (now, server.to_owned()));
+            *self.of_servers.entry(server.to_owned()).or_default() += 1;
+        }
+    }
+
+    fn is_full(&self, server: &ServerName) -> bool {
+        let of_server = self.of_servers.get(server).copied().unwrap_or_default();
+        self.events.len() >= HELD_COUNT_MAX || of_server >= HELD_OF_SERVER_MAX
+    }
+
+    fn remove(&mut self, event: &EventId) {
+        let Some((_, server)) = self.events.remove(event) else { return };
+        if let Some(count) = self.of_servers.get_mut(&server) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.of_servers.remove(&server);
+            }
+        }
+    }
+
+    fn sweep(&mut self, now: Duration) {
+        let is_over = |(since, _): &(Duration, OwnedServerName)| now.saturating_sub(*since) >= 2 * HELD_MAX;
+        let over: Vec<OwnedEventId> =
+            self.events.iter().filter(|(_, it)| is_over(it)).map(|(event, _)| event.clone()).collect();
+        over.iter().for_each(|event| self.remove(event));
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -106,22 +153,16 @@ enum Word {
 
 impl PolicyServers {
     /// Whether an event waits until a policy server can be asked about it, or about what it stands on. `now` is the uptime.
-    pub(crate) fn is_held(&self, event: &OwnedEventId, now: Duration) -> bool {
+    pub(crate) fn is_held(&self, event: &EventId, now: Duration) -> bool {
         let memory = self.0.lock();
         let is_behind =
-            || memory.behind.get(event).is_some_and(|since| now.saturating_sub(*since) < HELD_MAX);
-        memory.held.contains_key(event) || is_behind()
+            || memory.behind.since(event).is_some_and(|since| now.saturating_sub(since) < HELD_MAX);
+        memory.held.since(event).is_some() || is_behind()
     }
 
     /// Notes that an event waits for what it stands on.
-    pub(crate) fn note_behind(&self, event: OwnedEventId, now: Duration) {
-        let mut memory = self.0.lock();
-        if memory.behind.len() >= HELD_COUNT_MAX {
-            memory.behind.retain(|_, since| now.saturating_sub(*since) < HELD_MAX);
-        }
-        if memory.behind.len() < HELD_COUNT_MAX {
-            memory.behind.entry(event).or_insert(now);
-        }
+    pub(crate) fn note_behind(&self, event: &Received, now: Duration) {
+        self.0.lock().behind.note(event.id(), event.event().sender.server_name(), now);
     }
 }
 
@@ -142,44 +183,17 @@ impl Memory {
         (!left.is_zero()).then_some((left, pause.is_limit))
     }
 
-    /// Lets an event wait, unless it has waited for too long.
-    fn hold(&mut self, (event, server): &Case, now: Duration) -> Judged {
-        let since = match self.held.get(event) {
-            Some(held) => held.since,
-            None => {
-                if self.held.len() >= HELD_COUNT_MAX {
-                    self.held.retain(|_, held| now.saturating_sub(held.since) < 2 * HELD_MAX);
-                }
-                if self.held.len() >= HELD_COUNT_MAX && !self.make_room(server) {
-                    return Judged::Against(
-                        "the policy server cannot be asked, and too many events wait for it".to_owned(),
-                    );
-                }
-                self.held.insert(event.clone(), Held { since: now, server: server.clone() });
-                now
-            }
+    /// Lets an event of a user of this server wait, unless it has waited for too long.
+    fn hold(&mut self, event: &EventId, server: &ServerName, now: Duration) -> Judged {
+        let Some(since) = self.held.since(event) else {
+            self.held.note(event, server, now);
+            return Judged::Later;
         };
         if now.saturating_sub(since) < HELD_MAX {
             return Judged::Later;
         }
         self.held.remove(event);
         Judged::Against("the policy server could not be asked for ten minutes".to_owned())
-    }
-
-    /// Has the oldest event give way that waits for the server for which most wait; `false` where that is this one.
-    fn make_room(&mut self, server: &OwnedServerName) -> bool {
-        let mut counts = BTreeMap::<&OwnedServerName, usize>::new();
-        for held in self.held.values() {
-            *counts.entry(&held.server).or_default() += 1;
-        }
-        let own = counts.get(server).copied().unwrap_or_default();
-        let Some((most, count)) = counts.into_iter().max_by_key(|(_, count)| *count) else { return true };
-        if own >= count {
-            return false;
-        }
-        let of_most = self.held.iter().filter(|(_, held)| held.server == *most);
-        let oldest = of_most.min_by_key(|(_, held)| held.since).map(|(event, _)| event.clone());
-        oldest.is_some_and(|event| self.held.remove(&event).is_some())
     }
 
     fn remember(&mut self, case: Case, server: &PolicyServer, word: Word, now: Duration) {
@@ -362,6 +376,7 @@ pub(crate) async fn judge(
     event: &Received,
 ) -> Judged {
     let case = (event.id().to_owned(), server.name().clone());
+    let sender = event.event().sender.server_name();
     let memory = &app.policy_servers.0;
     {
         let (now, mut memory) = (app.env.uptime(), memory.lock());
@@ -369,7 +384,7 @@ pub(crate) async fn judge(
             return heed(server, rules, event, word);
         }
         if memory.find_pause(server.name(), now).is_some() {
-            return memory.hold(&case, now);
+            return memory.hold(&case.0, sender, now);
         }
     }
     let answer = ask(app, server, event, ANSWERS_WITHIN).await;
@@ -380,7 +395,7 @@ pub(crate) async fn judge(
             let why = format!("{} {message}", errcode.unwrap_or_default());
             Word::Against(why.trim().chars().take(REASON_CHARS_MAX).collect())
         }
-        Answer::Limited(_) | Answer::Failed(_) => return memory.lock().hold(&case, now),
+        Answer::Limited(_) | Answer::Failed(_) => return memory.lock().hold(&case.0, sender, now),
     };
     memory.lock().remember(case, server, word.clone(), now);
     heed(server, rules, event, word)
@@ -411,27 +426,56 @@ mod tests {
     }
 
     #[test]
-    fn events_wait_for_a_bounded_time_and_in_bounded_numbers() {
+    fn events_wait_for_a_bounded_time_and_are_noted_in_bounded_numbers() {
         let mut memory = Memory::default();
         let began = Duration::from_secs(5);
-        assert!(matches!(memory.hold(&case(0), began), Judged::Later));
-        assert!(matches!(memory.hold(&case(0), began + HELD_MAX - Duration::from_secs(1)), Judged::Later));
-        assert!(matches!(memory.hold(&case(0), began + HELD_MAX), Judged::Against(_)));
-        for number in 0..HELD_COUNT_MAX {
-            assert!(matches!(memory.hold(&case(number), began), Judged::Later));
+        let sender = server_name!("s.example");
+        let mut hold = |number: usize, now| memory.hold(&case(number).0, sender, now);
+        assert!(matches!(hold(0, began), Judged::Later));
+        assert!(matches!(hold(0, began + HELD_MAX - Duration::from_secs(1)), Judged::Later));
+        assert!(matches!(hold(0, began + HELD_MAX), Judged::Against(_)));
+        for number in 0..HELD_OF_SERVER_MAX {
+            assert!(matches!(hold(number, began), Judged::Later));
         }
-        assert!(matches!(memory.hold(&case(HELD_COUNT_MAX), began), Judged::Against(_)));
-        assert!(matches!(memory.hold(&case(7), began), Judged::Later), "those who wait go on waiting");
-        // An event of another policy server takes the place of one of those.
-        let other = (case(HELD_COUNT_MAX + 1).0, server_name!("q.example").to_owned());
-        assert!(matches!(memory.hold(&other, began), Judged::Later));
-        assert_eq!(memory.held.len(), HELD_COUNT_MAX);
-        assert!(matches!(memory.hold(&case(HELD_COUNT_MAX), began), Judged::Against(_)));
+        // What finds no room waits nevertheless, and without a bound here.
+        assert!(matches!(hold(HELD_OF_SERVER_MAX, began), Judged::Later));
+        assert!(matches!(hold(HELD_OF_SERVER_MAX, began + HELD_MAX), Judged::Later));
+        assert!(
+            matches!(hold(7, began + HELD_MAX), Judged::Against(_)),
+            "those who have waited for long end"
+        );
+        assert_eq!(memory.held.events.len(), HELD_OF_SERVER_MAX - 1);
         // Events that came to nothing otherwise are forgotten.
-        assert!(matches!(memory.hold(&case(HELD_COUNT_MAX), began + 2 * HELD_MAX), Judged::Later));
-        assert_eq!(memory.held.len(), 1);
-        memory.remember(case(HELD_COUNT_MAX), &a_server(), Word::Against(String::new()), began);
-        assert!(memory.held.is_empty());
+        let later = began + 2 * HELD_MAX;
+        memory.held.note(&case(7).0, sender, later);
+        memory.held.note(&case(8).0, sender, later);
+        assert!(memory.held.events.len() == HELD_OF_SERVER_MAX, "there was room for one");
+        memory.held.note(&case(HELD_OF_SERVER_MAX + 1).0, sender, later);
+        assert_eq!(memory.held.events.len(), 2);
+        for number in [7, HELD_OF_SERVER_MAX + 1] {
+            memory.remember(case(number), &a_server(), Word::Against(String::new()), began);
+        }
+        assert!(memory.held.events.is_empty() && memory.held.of_servers.is_empty());
+    }
+
+    #[test]
+    fn no_event_is_given_up_because_those_of_other_policy_servers_and_senders_wait() {
+        let mut memory = Memory::default();
+        let now = Duration::from_secs(5);
+        let mut number = 0;
+        for server in 0..HELD_COUNT_MAX / 1_000 + 10 {
+            let sender = OwnedServerName::try_from(format!("s{server}.example")).unwrap();
+            for _ in 0..1_000 {
+                number += 1;
+                assert!(matches!(memory.hold(&case(number).0, &sender, now), Judged::Later));
+            }
+        }
+        assert_eq!(memory.held.events.len(), HELD_COUNT_MAX);
+        let honest = server_name!("honest.example");
+        for _ in 0..30 {
+            number += 1;
+            assert!(matches!(memory.hold(&case(number).0, honest, now), Judged::Later));
+        }
     }
 
     #[test]

@@ -146,7 +146,7 @@ fn waits_for_held(app: &App, event: &Received) -> bool {
     let waits = event.event().prev.iter().any(|id| app.policy_servers.is_held(id, now));
     if waits {
         // Events that stand on this one wait with it, and nothing is fetched for them meanwhile.
-        app.policy_servers.note_behind(event.id().to_owned(), now);
+        app.policy_servers.note_behind(event, now);
     }
     waits
 }
