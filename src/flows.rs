@@ -9,6 +9,7 @@ pub mod keys;
 pub mod limits;
 pub(crate) mod membership;
 pub mod operator;
+mod places;
 pub mod room;
 pub mod remote;
 pub(crate) mod report;

@@ -44,6 +44,9 @@ pub enum Payer {
     Name(u128),
     /// An address without an account; of IPv6 the network of 64 bits, which one household has to itself.
     Address(u128),
+    /// Another server that is asked for work of the server's own, by a digest of its name. Names are cheap, so that it stands beside
+    /// a user where there is one.
+    Peer(u64),
 }
 
 impl Payer {
@@ -55,11 +58,18 @@ impl Payer {
         Self::Address(network(address))
     }
 
+    /// The payer for what another server is asked.
+    pub fn peer(server: &str) -> Self {
+        let mut hasher = DefaultHasher::new();
+        server.hash(&mut hasher);
+        Self::Peer(hasher.finish())
+    }
+
     /// A number that stands for the payer where something else counts; `None` for those without a share.
     pub fn number(self) -> Option<u64> {
         match self {
             Self::Server | Self::Anybody => None,
-            Self::User(_) | Self::Name(_) | Self::Address(_) => {
+            Self::User(_) | Self::Name(_) | Self::Address(_) | Self::Peer(_) => {
                 let mut hasher = DefaultHasher::new();
                 self.hash(&mut hasher);
                 Some(hasher.finish())
@@ -71,7 +81,7 @@ impl Payer {
     fn share_of(self, all: usize) -> usize {
         match self {
             Self::Server | Self::Anybody => usize::MAX,
-            Self::User(_) | Self::Name(_) | Self::Address(_) => (all / PARTS).max(1),
+            Self::User(_) | Self::Name(_) | Self::Address(_) | Self::Peer(_) => (all / PARTS).max(1),
         }
     }
 }
@@ -101,6 +111,15 @@ impl Payers {
     /// A single payer, for work that counts for one alone.
     pub const fn one(payer: Payer) -> Self {
         Self { first: payer, second: None }
+    }
+
+    /// The payers of work of the server's own that follows from what a user did, and for which another server is asked.
+    pub fn of_work(user: Option<UserNum>, server: &str) -> Self {
+        let peer = Payer::peer(server);
+        match user {
+            Some(user) => Self { first: Payer::User(user), second: Some(peer) },
+            None => Self::one(peer),
+        }
     }
 
     /// The payers of a request: its user, if it has one, and its address.

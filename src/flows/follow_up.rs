@@ -11,9 +11,9 @@ use crate::{
         App,
         account::{carry_over, log_out},
         commit,
-        jobs::unless_fired,
+        jobs::{self, unless_fired},
         membership,
-        remote::{left_out, rest_of_state},
+        remote::{left_out, payers, rest_of_state},
         room::{
             delayed, expire,
             ingest::{reunite, sticky, sweep},
@@ -46,11 +46,15 @@ async fn carry_out_of_kind(app: &App, timer: &Timer) -> Result<()> {
         Job::ForgetSent { room, day } => forget_sent(app, room, day, timer.clone()).await,
         Job::Reunite { room } => reunite_branches(app, room, timer).await,
         Job::Sweep { room } => sweep_room(app, room, timer).await,
-        Job::CompleteState { room } => complete_state(app, room, timer).await,
         Job::TendSticky { room } => sticky::tend(app, room, timer.clone()).await,
         Job::SendDelayed { user } => delayed::attend(app, user, timer.clone()).await,
-        Job::TakeLeftOut { room } => take_left_out(app, room, timer).await,
         Job::Expire { room } => expire_messages(app, room, timer).await,
+        Job::CompleteState { room } => {
+            elsewhere(app, room, timer, Box::pin(complete_state(app, room, timer))).await
+        }
+        Job::TakeLeftOut { room } => {
+            elsewhere(app, room, timer, Box::pin(take_left_out(app, room, timer))).await
+        }
         Job::SweepDevices { user } => {
             log_out::sweep(app, user).await?;
             cancel(app, timer)
@@ -109,6 +113,22 @@ async fn reunite_branches(app: &App, room: RoomNum, timer: &Timer) -> Result<()>
         return cancel(app, timer);
     }
     come_back(app, timer, &Job::Reunite { room }, graph::reunion_due_ms(app.env.now_ms()))
+}
+
+/// Does a job that waits for other servers, in a place for that. Those who share in the bounds of such work are the user of ours who came into the
+/// room first, and the server that let them in.
+async fn elsewhere(
+    app: &App,
+    room: RoomNum,
+    timer: &Timer,
+    work: impl Future<Output = Result<()>>,
+) -> Result<()> {
+    let owned = app.clone();
+    let payers = app.env.blocking(move || Ok(payers::of_room(&owned.store.snapshot(), room)?)).await?;
+    match app.running.enter_elsewhere(payers) {
+        Some(_place) => payers.during(work).await,
+        None => jobs::put_aside(app, timer),
+    }
 }
 
 /// Fetches the rest of a room's state and makes it whole. A room that nobody of ours is in any more stays as it is.

@@ -5,15 +5,19 @@
 //! A job has its effect once, because the batch of the effect deletes the timer, or because a repetition changes nothing. The
 //! work itself is told to [`Running`] when the server starts, because flows that promise jobs are used by that work.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
 use crate::{
+    env::payer::Payers,
     error::{Error, Result},
-    flows::App,
+    flows::{
+        App,
+        places::{Place, Places},
+    },
     schema::jobs::Job,
     store::{
         Batch, Enqueued, Guard, NotAccepted,
@@ -31,6 +35,12 @@ const AGAIN_MS_MAX: u64 = 6 * 60 * 60 * 1000;
 const TRIES_MAX: u32 = 40;
 /// At most this many jobs run at once; several do, so that a job that takes long holds no other up.
 const RUNNING_MAX: usize = 64;
+/// At most this many jobs beside those wait for other servers, which may take very long.
+const ELSEWHERE_MAX: usize = 64;
+/// It takes at least this many users, and as many other servers, to have as many wait.
+const ELSEWHERE_PAYERS_MIN: usize = 8;
+/// A job that finds no place for waiting comes back after this time.
+const PLACE_AGAIN: Duration = Duration::from_secs(20);
 
 /// The name of a running job: the kind and the key of its timer.
 type Name = (u8, Vec<u8>);
@@ -45,7 +55,11 @@ pub type CarryOut = fn(App, Timer) -> BoxFuture<'static, Result<()>>;
 struct Jobs {
     /// Knows the work of every kind of job.
     carry_out: CarryOut,
+    /// The jobs that run, without those that wait for other servers.
     names: Mutex<BTreeSet<Name>>,
+    /// The jobs that wait for other servers, or are about to.
+    elsewhere: Mutex<BTreeSet<Name>>,
+    elsewhere_places: Places,
     /// Notified whenever a job is over.
     ended: Notify,
 }
@@ -59,13 +73,28 @@ struct Run {
 impl Running {
     /// No job runs yet; `carry_out` will carry out those that do.
     pub fn new(carry_out: CarryOut) -> Self {
-        Self(Arc::new(Jobs { carry_out, names: Mutex::default(), ended: Notify::default() }))
+        Self(Arc::new(Jobs {
+            carry_out,
+            names: Mutex::default(),
+            elsewhere: Mutex::default(),
+            elsewhere_places: Places::new(ELSEWHERE_MAX, ELSEWHERE_PAYERS_MIN),
+            ended: Notify::default(),
+        }))
     }
 
     /// Marks a job as being carried out. Answers none if it is being carried out already.
     fn begin(&self, timer: &Timer) -> Option<Run> {
         let name = (timer.kind, timer.key.clone());
-        self.0.names.lock().insert(name.clone()).then(|| Run { running: self.clone(), name })
+        self.names_of(timer.kind).lock().insert(name.clone()).then(|| Run { running: self.clone(), name })
+    }
+
+    fn names_of(&self, kind: u8) -> &Mutex<BTreeSet<Name>> {
+        if Job::waits_for_others(kind) { &self.0.elsewhere } else { &self.0.names }
+    }
+
+    /// Takes a place for a job that waits for another server, and that these pay for; `None` where there is none for them.
+    pub(crate) fn enter_elsewhere(&self, payers: Payers) -> Option<Place> {
+        payers.for_now(|| self.0.elsewhere_places.enter())
     }
 
     fn carry_out(&self, app: &App, timer: &Timer) -> BoxFuture<'static, Result<()>> {
@@ -84,7 +113,7 @@ impl Running {
 
 impl Drop for Run {
     fn drop(&mut self) {
-        self.running.0.names.lock().remove(&self.name);
+        self.running.names_of(self.name.0).lock().remove(&self.name);
         self.running.0.ended.notify_one();
     }
 }
@@ -127,7 +156,7 @@ pub(crate) fn begin(app: &App, promised: Option<Timer>) {
 /// Begins the jobs of one kind that are promised, due or not, as far as there are places.
 pub(crate) fn begin_of_kind(app: &App, kind: u8) -> Result<()> {
     for promised in timer::list_due(&app.store.view(), u64::MAX, RUNNING_MAX, |of| of == kind)? {
-        if app.running.is_full() {
+        if !Job::waits_for_others(kind) && app.running.is_full() {
             break;
         }
         begin(app, Some(promised));
@@ -150,9 +179,10 @@ pub(crate) fn begin_due(app: &App, now_ms: u64, jobs_max: usize) -> Result<Looke
     let view = app.store.view();
     let (mut begun, mut is_full) = (0, false);
     // The timers of jobs that run are still listed, so that many more are read.
-    for due in timer::list_due(&view, now_ms, jobs_max + RUNNING_MAX, Job::is_known)? {
+    for due in timer::list_due(&view, now_ms, jobs_max + RUNNING_MAX + ELSEWHERE_MAX, Job::is_known)? {
         is_full = app.running.is_full();
-        if is_full || begun >= jobs_max {
+        // Those that wait for other servers stand beside the others, and are put off where too many do.
+        if begun >= jobs_max || is_full && !Job::waits_for_others(due.kind) {
             tracing::debug!(begun, is_full, "jobs that are due wait for others to end");
             break;
         }
@@ -197,13 +227,23 @@ fn fail(app: &App, failed: &Timer, why: &Error) -> Result<()> {
     Ok(())
 }
 
+/// Has a job come back that finds no place for waiting. That is no failure of it.
+pub(crate) fn put_aside(app: &App, job: &Timer) -> Result<()> {
+    let wait_ms = u64::try_from(PLACE_AGAIN.as_millis()).unwrap_or(u64::MAX);
+    set_again(app, job, (job.row.tries, wait_ms))
+}
+
 /// Sets a job's timer again, the later the more often the job has failed.
 fn put_off(app: &App, failed: &Timer, tries: u32) -> Result<()> {
     let wait_ms = AGAIN_MS.saturating_mul(1 << failed.row.tries.min(20)).min(AGAIN_MS_MAX);
-    let row = TimerRow { tries, content: failed.row.content.clone() };
-    let later = Timer { due_ms: app.env.now_ms() + wait_ms, row, ..failed.clone() };
+    set_again(app, failed, (tries, wait_ms))
+}
+
+fn set_again(app: &App, job: &Timer, (tries, wait_ms): (u32, u64)) -> Result<()> {
+    let row = TimerRow { tries, content: job.row.content.clone() };
+    let later = Timer { due_ms: app.env.now_ms().saturating_add(wait_ms), row, ..job.clone() };
     let mut batch = app.store.batch(&Guard::own_tables());
-    if timer::fire(&mut batch, failed)? {
+    if timer::fire(&mut batch, job)? {
         timer::set(&mut batch, &later);
         unless_fired(app.store.enqueue(batch))?;
     }

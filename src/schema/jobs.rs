@@ -101,6 +101,12 @@ pub struct Move {
 impl Job {
     /// The kind of [`Self::CompleteState`], whose jobs begin again when the server starts.
     pub const COMPLETE_STATE: u8 = 9;
+    const TAKE_LEFT_OUT: u8 = 10;
+
+    /// Whether jobs of a kind wait for other servers, which may take very long.
+    pub fn waits_for_others(kind: u8) -> bool {
+        matches!(kind, Self::COMPLETE_STATE | Self::TAKE_LEFT_OUT)
+    }
 
     /// Whether this version knows the kind of job that has this number.
     pub fn is_known(kind: u8) -> bool {
@@ -119,7 +125,7 @@ impl Job {
             Self::Reunite { .. } => 7,
             Self::Sweep { .. } => 8,
             Self::CompleteState { .. } => Self::COMPLETE_STATE,
-            Self::TakeLeftOut { .. } => 10,
+            Self::TakeLeftOut { .. } => Self::TAKE_LEFT_OUT,
             Self::SendDelayed { .. } => 11,
             Self::TendSticky { .. } => 12,
             Self::Expire { .. } => 13,

@@ -1,6 +1,7 @@
 //! Joins of rooms of which the members are left out, and learnt afterwards (server-server API, "PUT /send_join"; MSC3706, MSC3902).
 
 mod coming_back;
+mod traps;
 
 use std::{
     sync::{

@@ -364,7 +364,8 @@ async fn news_come_by_themselves_one_after_the_other() {
     drop(socket);
     let mut socket = listens.open(&alice).await;
     socket.ok("sync", json!({ "since": second["next_batch"] })).await;
-    let ids = |news: &Value| timeline(news, &room).iter().map(|it| it["event_id"].clone()).collect::<Vec<_>>();
+    let ids =
+        |news: &Value| timeline(news, &room).iter().map(|it| it["event_id"].clone()).collect::<Vec<_>>();
     assert_eq!(ids(&socket.news().await), ids(&third));
     let path = format!("/sync?since={}", second["next_batch"].as_str().unwrap());
     assert_eq!(ids(&alice.ok_get(&path).await), ids(&third));
@@ -389,7 +390,9 @@ async fn sliding_sync_is_told_the_same_way() {
     assert_eq!(first["rooms"][&room]["timeline"].as_array().unwrap().len(), 1, "{first}");
     assert_eq!(first["lists"]["all"]["count"], 1);
     let inbox = first["extensions"]["to_device"]["next_batch"].clone();
-    socket.say(json!({ "method": "ack", "params": { "pos": first["pos"], "sliding": body(1, &inbox) } })).await;
+    socket
+        .say(json!({ "method": "ack", "params": { "pos": first["pos"], "sliding": body(1, &inbox) } }))
+        .await;
     assert!(socket.is_silent().await);
     let path = format!("/rooms/{}/send/m.room.message/1", encoded(&room));
     bob.ok_put(&path, text("x")).await;
@@ -402,7 +405,9 @@ async fn sliding_sync_is_told_the_same_way() {
     let third = socket.news().await;
     assert_eq!(third["extensions"]["to_device"]["events"][0]["content"], json!({ "k": 1 }), "{third}");
     let inbox = third["extensions"]["to_device"]["next_batch"].clone();
-    socket.say(json!({ "method": "ack", "params": { "pos": third["pos"], "sliding": body(1, &inbox) } })).await;
+    socket
+        .say(json!({ "method": "ack", "params": { "pos": third["pos"], "sliding": body(1, &inbox) } }))
+        .await;
     assert!(socket.is_silent().await);
     // A client that comes back goes on from its position; one that this server does not know begins anew.
     drop(socket);

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{FutureExt, future::BoxFuture};
-use ruma::presence::PresenceState;
 use tokio::time::Instant;
 
 use crate::{
@@ -82,7 +81,12 @@ pub(super) struct Outcome {
 impl Feed {
     /// Begins to follow the news, in place of what was followed before. Gives back the id of an earlier request that was not
     /// answered.
-    pub(super) fn begin(&mut self, session: &Session, id: Option<JsonText>, wanted: Sync) -> Option<JsonText> {
+    pub(super) fn begin(
+        &mut self,
+        session: &Session,
+        id: Option<JsonText>,
+        wanted: Sync,
+    ) -> Option<JsonText> {
         let mut following = Following {
             since: wanted.since.clone(),
             full_state: wanted.full_state,
@@ -108,7 +112,9 @@ impl Feed {
                 following.ask(session, false);
                 Ok(())
             }
-            _ => Err(Refusal::invalid_param("`pos` is not the position of a `sync` that waits for its `ack`.")),
+            _ => {
+                Err(Refusal::invalid_param("`pos` is not the position of a `sync` that waits for its `ack`."))
+            }
         }
     }
 

@@ -275,7 +275,13 @@ fn read_sync(params: &Params) -> Result<Sync, Refusal> {
     }
     let full_state = params.find_flag("full_state")?.unwrap_or_default();
     let presence = presence.map_or(PresenceState::Online, PresenceState::from);
-    Ok(Sync { since: params.find_text("since")?, full_state, sliding: params.find_sliding()?, presence, query })
+    Ok(Sync {
+        since: params.find_text("since")?,
+        full_state,
+        sliding: params.find_sliding()?,
+        presence,
+        query,
+    })
 }
 
 /// Encodes a text so that it can be one segment of a path, or a value in a query.

@@ -22,16 +22,15 @@ use ruma::{
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value, value::RawValue};
 
-use super::{
-    entries::readable,
-    kept::Kept,
-    places::{Place, Places},
-    spaces,
-};
+use super::{entries::readable, kept::Kept, spaces};
 use crate::{
     accounts::profiles,
     error::{Error, Refusal, Result},
-    flows::{App, remote::identify::require_federation},
+    flows::{
+        App,
+        places::{Place, Places},
+        remote::identify::require_federation,
+    },
 };
 
 /// Take at most this many servers of those that an answer about an alias names.

@@ -9,7 +9,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use federation::call::{Failure, Lane, Options};
+use federation::{
+    call::{Failure, Lane, Options},
+    json::Counted,
+};
 use futures_util::{StreamExt, stream};
 use ruma::{
     EventId, OwnedEventId, OwnedServerName, ServerName,
@@ -19,6 +22,7 @@ use ruma::{
         event::{get_event, get_missing_events, get_room_state, get_room_state_ids},
     },
 };
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::verify::{self, Verified};
@@ -260,17 +264,29 @@ impl<'a> Fetch<'a> {
         Ok(Ids { state: answer.pdu_ids, auth_chain: answer.auth_chain_ids })
     }
 
-    /// Asks a server for the state before an event, with the events that allow it, all of them whole.
-    pub(crate) async fn state(&mut self, server: &ServerName, id: &EventId) -> Result<Vec<Box<RawValue>>> {
+    /// Asks a server for the state before an event, with the events that allow it, all of them whole. Gives what they count for in
+    /// memory, too.
+    pub(crate) async fn state(
+        &mut self,
+        server: &ServerName,
+        id: &EventId,
+    ) -> Result<(Vec<Box<RawValue>>, Counted)> {
+        #[derive(Deserialize)]
+        struct Answered {
+            pdus: Vec<Box<RawValue>>,
+            auth_chain: Vec<Box<RawValue>>,
+        }
         let fault = |cause: String| Error::Remote { server: server.to_string(), cause };
         let left = self.budget.take(self.app).ok_or_else(|| fault("it was asked too much".to_owned()))?;
         let options = Options::whole_state();
         let options = Options { overall: options.overall.min(left), lane: Lane::Fetches, ..options };
         let request = get_room_state::v1::Request::new(id.to_owned(), self.row.id.clone());
-        let answer = self.app.remote.client.send(server, request, options).await;
-        let mut answer = answer.map_err(|failure| fault(failure.to_string()))?;
+        let reply = self.app.remote.client.ask(server, request, options).await;
+        let reply = reply.map_err(|failure| fault(failure.to_string()))?;
+        let mut answer: Answered = serde_json::from_slice(reply.answer.bytes())
+            .map_err(|error| fault(format!("its answer makes no sense: {error}")))?;
         answer.pdus.append(&mut answer.auth_chain);
-        Ok(answer.pdus)
+        Ok((answer.pdus, reply.answer.into_counted()))
     }
 
     /// Asks a server for the chain of events that allow an event, all of which it gives whole.

@@ -11,10 +11,9 @@ use parking_lot::Mutex;
 use ruma::{OwnedServerName, ServerName};
 use tokio::sync::{Semaphore, watch};
 
-use super::places::Places;
 use crate::{
     error::Result,
-    flows::App,
+    flows::{App, places::Places},
     ids::{Order, RoomNum},
     rooms::{self, members, turns::HistoryClaim},
     schema::rooms::Resident,

@@ -45,6 +45,10 @@ const STATE_MAX: usize = 400_000;
 const WHOLE_TRIES: u32 = 5;
 /// After so many tries, which take a day, the states of earlier stays are given up: the room is of use without them.
 const EARLIER_TRIES_MAX: u32 = 14;
+/// A server gives the whole state within this time, or another one is asked.
+const FETCHING_TAKES_MAX: Duration = Duration::from_secs(300);
+/// A state that came is given up when nobody works on it within this time; it is fetched again later.
+const PLACE_WAITS_MAX: Duration = Duration::from_secs(120);
 /// A server that refuses is asked for another event's state if it did so within this time.
 const REFUSES_WITHIN: Duration = Duration::from_secs(10);
 
@@ -121,21 +125,36 @@ async fn fill(app: &App, room: RoomNum, wanted: &Wanted) -> Result<()> {
 async fn fill_from(fetch: &mut Fetch<'_>, server: &ServerName, join: &Join, wanted: &Wanted) -> Result<()> {
     let Wanted { stay: partial, is_earlier, may_lack } = wanted;
     let (app, room, began) = (fetch.app.clone(), fetch.num, fetch.app.env.uptime());
+    let fault = |cause: &str| Error::Remote { server: server.to_string(), cause: cause.to_owned() };
     // Servers of the room may not have heard of our join yet, but know the event that it cites.
     let mut at = match &*join.prev {
         [prev] => prev.clone(),
         _ => join.id.clone(),
     };
-    let mut ids = states::ids(fetch, server, &at, STATE_MAX).await;
-    if matches!(ids, Err(Error::Remote { .. }))
-        && at != join.id
-        && app.env.uptime().saturating_sub(began) < REFUSES_WITHIN
-    {
-        (at, ids) = (join.id.clone(), states::ids(fetch, server, &join.id, STATE_MAX).await);
-    }
-    let mut ids = ids?;
-    let _place = app.completing.place(server, ids.state.len()).await?;
-    let missing = states::missing(fetch, server, &at, &ids).await?;
+    // The future that fetches a state is large, and lies in the heap, so that whoever waits for it stays small on the stack.
+    let fetching = Box::pin(async {
+        let mut ids = states::ids(fetch, server, &at, STATE_MAX).await;
+        if matches!(ids, Err(Error::Remote { .. }))
+            && at != join.id
+            && app.env.uptime().saturating_sub(began) < REFUSES_WITHIN
+        {
+            (at, ids) = (join.id.clone(), states::ids(fetch, server, &join.id, STATE_MAX).await);
+        }
+        let ids = ids?;
+        let missing = states::missing(fetch, server, &at, &ids).await?;
+        Ok::<_, Error>((ids, missing))
+    });
+    let (mut ids, missing) = tokio::select! {
+        biased;
+        fetched = fetching => fetched?,
+        () = app.env.sleep(FETCHING_TAKES_MAX) => return Err(fault("it did not give the state in time")),
+    };
+    // What came is worked on in a place. Until there is one it counts as an answer, for a bounded time.
+    let _place = tokio::select! {
+        biased;
+        place = app.completing.place(ids.state.len()) => place,
+        () = app.env.sleep(PLACE_WAITS_MAX) => return Err(Error::Busy { retry_after: PLACE_WAITS_MAX }),
+    };
     // From here to the end of learning, nothing that was fetched may be swept.
     let claim = gaps::claim_history(&app, room).await;
     let _claim = claim.ok_or(Error::Busy { retry_after: Duration::from_secs(10) })?;
@@ -173,7 +192,6 @@ async fn fill_from(fetch: &mut Fetch<'_>, server: &ServerName, join: &Join, want
         }
         Ok(Some((compared, left_out)))
     };
-    let fault = |cause: &str| Error::Remote { server: server.to_string(), cause: cause.to_owned() };
     let (Compared { unknown, mut lacking }, left_out) = app
         .env
         .blocking(compare)

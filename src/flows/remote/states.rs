@@ -9,7 +9,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use federation::call::{Lane, Options};
+use federation::{
+    call::{Lane, Options},
+    json::Counted,
+};
 use ruma::{EventId, OwnedEventId, ServerName};
 use serde_json::value::RawValue;
 use std::time::Duration;
@@ -125,8 +128,8 @@ pub(super) async fn ids(fetch: &mut Fetch<'_>, server: &ServerName, id: &EventId
 pub(super) enum Missing {
     /// They are few, and asked for one by one.
     Few(Vec<OwnedEventId>),
-    /// They are many, and came with the whole state.
-    Many(Vec<Box<RawValue>>, BTreeSet<OwnedEventId>),
+    /// They are many, and came with the whole state, which counts in memory until it is worked on.
+    Many(Vec<Box<RawValue>>, BTreeSet<OwnedEventId>, Counted),
 }
 
 /// Finds those events of a state that are not here; where they are many, the whole state is fetched.
@@ -147,15 +150,20 @@ pub(super) async fn missing(
     if is_few {
         return Ok(Missing::Few(missing.into_iter().collect()));
     }
-    Ok(Missing::Many(fetch.state(server, id).await?, missing))
+    let (raw, counted) = fetch.state(server, id).await?;
+    Ok(Missing::Many(raw, missing, counted))
 }
 
-/// Takes in the events of a state that were not here. Those that nobody gives are left out.
+/// Takes in the events of a state that were not here. Those that nobody gives are left out. The caller bounds how many states are
+/// worked on at once, so that what came counts no more as an answer.
 pub(super) async fn bring(fetch: &mut Fetch<'_>, missing: Missing) -> Result<()> {
     match missing {
         Missing::Few(ids) if ids.is_empty() => Ok(()),
         Missing::Few(ids) => bring_single(fetch, ids).await,
-        Missing::Many(raw, missing) => bring_whole(fetch, raw, &missing).await,
+        Missing::Many(raw, missing, counted) => {
+            drop(counted);
+            bring_whole(fetch, raw, &missing).await
+        }
     }
 }
 

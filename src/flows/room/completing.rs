@@ -2,14 +2,16 @@
 
 use std::time::Duration;
 
-use federation::turns::{Turn, Turns};
-use ruma::{OwnedServerName, RoomId, ServerName, UserId};
-use tokio::sync::{Semaphore, SemaphorePermit, watch};
+use ruma::{RoomId, UserId};
+use tokio::sync::watch;
 
 use crate::{
     accounts::Caller,
     error::{Error, Result},
-    flows::App,
+    flows::{
+        App,
+        places::{Place, Places},
+    },
     ids::RoomNum,
     rooms::{self, change::left_out, members},
     schema::{event_types::MEMBER, rooms::Resident},
@@ -22,8 +24,12 @@ const WAITS_MAX: Duration = Duration::from_secs(60);
 const SOON: Duration = Duration::from_secs(1);
 /// At most this many requests wait for whole states; others are told to come back.
 const WAITING_MAX: usize = 1_000;
-/// The whole states of at most this many large rooms are learnt at once, each from a server of its own.
+/// It takes at least this many users to have as many wait.
+const WAITING_PAYERS_MIN: usize = 16;
+/// The whole states of at most this many large rooms are learnt at once.
 const FILLS_AT_ONCE: usize = 8;
+/// It takes at least this many users, and as many servers that gave them, to have as many learnt.
+const FILLS_PAYERS_MIN: usize = 4;
 /// The state of a large room has more events than this.
 const LARGE: usize = 2_000;
 /// Those who waited in vain, or could not, come back after this time.
@@ -33,34 +39,23 @@ pub(super) const AGAIN: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Completing {
     told: watch::Sender<()>,
-    waiting: Semaphore,
-    fills: Semaphore,
-    /// A server whose states cost much holds up its own rooms.
-    from: Turns<OwnedServerName>,
-}
-
-/// A place for learning a whole state.
-pub(crate) struct Place<'a> {
-    _place: Option<(SemaphorePermit<'a>, Turn<OwnedServerName>)>,
+    waiting: Places,
+    fills: Places,
 }
 
 impl Default for Completing {
     fn default() -> Self {
-        let (waiting, fills) = (Semaphore::new(WAITING_MAX), Semaphore::new(FILLS_AT_ONCE));
-        Self { told: watch::Sender::new(()), waiting, fills, from: Turns::default() }
+        let (waiting, fills) =
+            (Places::new(WAITING_MAX, WAITING_PAYERS_MIN), Places::new(FILLS_AT_ONCE, FILLS_PAYERS_MIN));
+        Self { told: watch::Sender::new(()), waiting, fills }
     }
 }
 
 impl Completing {
-    /// Waits for a place for learning a state of so many events that this server gave. Those of small rooms need none. Whoever
-    /// has a place goes on waiting for that server and for the keys of others, so that a server has one only.
-    pub(crate) async fn place(&self, server: &ServerName, count: usize) -> Result<Place<'_>> {
-        if count <= LARGE {
-            return Ok(Place { _place: None });
-        }
-        let from = self.from.enter(server.to_owned()).await;
-        let place = self.fills.acquire().await.map_err(|_| Error::broken("the server stopped"))?;
-        Ok(Place { _place: Some((place, from)) })
+    /// Waits for a place for working on a state of so many events that came, for whom the current task works. Those of small rooms
+    /// need none. Nobody has one while a state is asked for: a server that answers slowly holds up none that answered.
+    pub(crate) async fn place(&self, count: usize) -> Option<Place> {
+        if count <= LARGE { None } else { Some(self.fills.wait().await) }
     }
 
     /// Has those who wait look again.
@@ -122,7 +117,7 @@ pub(crate) async fn whole(app: &App, caller: &Caller, room: &RoomId) -> Result<(
     if !is_partial(app, caller, room)? {
         return Ok(());
     }
-    let _waiting = app.completing.waiting.try_acquire().map_err(|_| Error::Busy { retry_after: AGAIN })?;
+    let _waiting = app.completing.waiting.enter().ok_or(Error::Busy { retry_after: AGAIN })?;
     let mut told = app.completing.told.subscribe();
     let until = app.env.uptime().saturating_add(WAITS_MAX);
     while is_partial(app, caller, room)? {
@@ -138,4 +133,30 @@ pub(crate) async fn whole(app: &App, caller: &Caller, room: &RoomId) -> Result<(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::{env::payer::Payers, ids::UserNum};
+
+    #[tokio::test]
+    async fn a_user_whose_large_states_take_long_leaves_places_to_others() {
+        let completing = Completing::default();
+        let of = |user: u64, server: &str| Payers::of_work(Some(UserNum(user)), server);
+        let mut held = Vec::new();
+        for server in ["a.example", "b.example"] {
+            let place = of(1, server).during(completing.place(LARGE + 1)).now_or_never();
+            held.push(place.flatten().unwrap());
+        }
+        let mut third = Box::pin(of(1, "c.example").during(completing.place(LARGE + 1)));
+        assert!((&mut third).now_or_never().is_none(), "whatever the names of servers");
+        assert!(of(2, "a.example").during(completing.place(LARGE + 1)).now_or_never().is_some());
+        // Small rooms need no place.
+        assert!(of(1, "c.example").during(completing.place(LARGE)).now_or_never().is_some());
+        held.pop();
+        assert!((&mut third).now_or_never().is_some());
+    }
 }

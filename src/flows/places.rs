@@ -9,7 +9,7 @@ use crate::env::payer::{self, Payers, Shares};
 
 /// Places. A clone is another handle to the same ones.
 #[derive(Clone, Debug)]
-pub(super) struct Places(Arc<Inner>);
+pub(crate) struct Places(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -19,7 +19,7 @@ struct Inner {
 }
 
 /// A place, which is free again when this is dropped.
-pub(super) struct Place {
+pub(crate) struct Place {
     of: Places,
     payers: Payers,
     // It is taken when the place is given back, before those who wait for one are woken.
@@ -28,13 +28,13 @@ pub(super) struct Place {
 
 impl Places {
     /// Makes so many places, of which a payer holds at most one in `payers_min`.
-    pub(super) fn new(count: usize, payers_min: usize) -> Self {
+    pub(crate) fn new(count: usize, payers_min: usize) -> Self {
         let (all, each) = (Arc::new(Semaphore::new(count)), (count / payers_min).max(1));
         Self(Arc::new(Inner { all, shares: Mutex::new(Shares::of_each(each)), freed: Notify::new() }))
     }
 
     /// Takes a place for whom the current task works; `None` where there is none, or where they hold their share.
-    pub(super) fn enter(&self) -> Option<Place> {
+    pub(crate) fn enter(&self) -> Option<Place> {
         let payers = payer::current();
         let permit = Arc::clone(&self.0.all).try_acquire_owned().ok()?;
         let mut shares = self.0.shares.lock();
@@ -47,7 +47,7 @@ impl Places {
 
     /// Takes a place for whom the current task works, as soon as there is one and they hold less than their share. The caller
     /// bounds how many of it wait, and for how long.
-    pub(super) async fn wait(&self) -> Place {
+    pub(crate) async fn wait(&self) -> Place {
         loop {
             let freed = self.0.freed.notified();
             tokio::pin!(freed);
