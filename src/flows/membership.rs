@@ -18,6 +18,7 @@ use crate::{
             self,
             ask::Named,
             candidates::{CANDIDATES_MAX, candidates, find_here, find_named},
+            join::Alone,
             template::Wanted,
         },
         room::{
@@ -59,8 +60,8 @@ pub(crate) async fn join(
     if num.is_none() {
         let (author, servers, reason, extra) =
             (Author::from(caller), servers.clone(), reason.clone(), extra.clone());
-        let joined = join_elsewhere(app, author, &room_id, servers, reason, extra);
-        num = app.remote.joining.alone(app, &room_id, joined).await?;
+        let alone = app.remote.joining.enter(app, &room_id).await?;
+        num = join_elsewhere(app, author, &room_id, servers, (reason, extra), alone).await?;
     }
     if let Some(num) = num
         && !here::join(app, caller, num, reason.clone(), extra.clone()).await?
@@ -70,8 +71,8 @@ pub(crate) async fn join(
         if candidates.is_empty() {
             return Err(Refusal::forbidden("Nobody of this server may let you into the room.").into());
         }
-        let vouched = remote::join::vouched(app, caller.user, num, wanted, candidates);
-        app.remote.joining.alone(app, &room_id, vouched).await?;
+        let alone = app.remote.joining.enter(app, &room_id).await?;
+        remote::join::vouched(app, caller.user, num, wanted, candidates, alone).await?;
     }
     Ok(room_id)
 }
@@ -101,8 +102,8 @@ async fn join_elsewhere(
     author: Author,
     room_id: &RoomId,
     servers: Vec<OwnedServerName>,
-    reason: Option<String>,
-    extra: CanonicalJsonObject,
+    (reason, extra): (Option<String>, CanonicalJsonObject),
+    alone: Alone,
 ) -> Result<Option<RoomNum>> {
     if let Some(num) = find_here(app, room_id)? {
         return Ok(Some(num));
@@ -110,7 +111,7 @@ async fn join_elsewhere(
     let wanted = wanted(app, &author, room_id, reason, extra)?;
     let servers = with_inviter(app, &author, room_id, servers)?;
     let candidates = candidates(app, room_id, servers)?;
-    remote::join::join(app, author.user, wanted, candidates).await?;
+    remote::join::join(app, author.user, wanted, candidates, alone).await?;
     Ok(None)
 }
 

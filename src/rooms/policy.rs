@@ -279,7 +279,7 @@ fn judge_removal(change: &mut Change, target: &UserId) -> Result<()> {
 
 /// Refuses to let an account into a room that was deactivated while its request was under way: nobody would take it out
 /// again.
-fn require_live(read: &(impl Read + ?Sized), user: UserNum) -> Result<()> {
+pub(crate) fn require_live(read: &(impl Read + ?Sized), user: UserNum) -> Result<()> {
     if users::require(read, user)?.is_deactivated {
         return Err(Refusal::forbidden("The account has been deactivated.").into());
     }

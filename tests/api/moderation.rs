@@ -286,19 +286,3 @@ async fn a_user_reports_only_so_much() {
     alice.ok_post(&path(0), json!({ "reason": "again" })).await;
     bob.ok_post(&path(REPORTS_MAX), json!({ "reason": "" })).await;
 }
-
-#[tokio::test(start_paused = true)]
-async fn messages_that_were_scheduled_before_a_suspension_are_not_sent() {
-    let server = TestServer::new();
-    let admin = admin(&server).await;
-    let (alice, bob, room) = room_of_two(&server).await;
-    let path =
-        |txn: u32| format!("{V3}/rooms/{room}/send/m.room.message/{txn}?org.matrix.msc4140.delay=5000");
-    bob.ok_put(&path(1), json!({ "body": "later" })).await;
-    set(&admin, "suspend", &bob.user_id, true).await;
-    assert_eq!(code(&bob.put(&path(2), json!({ "body": "x" })).await), (403, "M_USER_SUSPENDED"));
-    tokio::time::sleep(std::time::Duration::from_secs(10)).await;
-    let page = alice.ok_get(&format!("{V3}/rooms/{room}/messages?dir=b")).await;
-    let events = page["chunk"].as_array().unwrap();
-    assert!(events.iter().all(|event| event["type"] != "m.room.message"), "{events:?}");
-}

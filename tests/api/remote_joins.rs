@@ -195,6 +195,114 @@ async fn a_server_that_takes_a_join_and_says_nothing_holds_nobody_up() {
     server.assert_whole();
 }
 
+/// Puts a server into the network that gives templates for a room, takes joins, and answers those after this time. Gives what it was asked,
+/// and how many joins it has not answered that somebody still waits for.
+fn serve_late(
+    net: &Net,
+    env: &aqueduct::env::Env,
+    room: &Elsewhere,
+    after: Duration,
+) -> (Arc<std::sync::Mutex<Vec<String>>>, Arc<()>) {
+    let (asked, open) = (Arc::new(std::sync::Mutex::new(Vec::new())), Arc::new(()));
+    let (notes, waits, env, room) = (Arc::clone(&asked), Arc::clone(&open), env.clone(), room.clone());
+    net.host("evil.example", &["6.6.6.6"]);
+    net.serve("6.6.6.6:8448", &["evil.example"], move |arrived| {
+        let path = arrived.request.uri().path().to_owned();
+        let body: Value = serde_json::from_slice(arrived.request.body()).unwrap_or(Value::Null);
+        let user = path.rsplit('/').next().unwrap().replace("%40", "@").replace("%3A", ":");
+        let endpoint = path.split('/').nth(4).unwrap_or_default().to_owned();
+        notes.lock().unwrap().push(endpoint.clone());
+        let told = match &*endpoint {
+            "make_join" => room.template(&user, "join"),
+            "make_leave" => room.template(&user, "leave"),
+            "send_join" => room.answer(&body),
+            _ => json!({}),
+        };
+        let (env, open) = (env.clone(), (endpoint == "send_join").then(|| Arc::clone(&waits)));
+        async move {
+            if open.is_some() {
+                env.sleep(after).await;
+            }
+            answer(200, told.to_string())
+        }
+        .boxed()
+    });
+    (asked, open)
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_server_that_lets_a_user_in_ends_what_is_asked_of_others() {
+    let room = Elsewhere::new(11);
+    let (server, bob, _asked, net) = against(&room, honest()).await;
+    let env = server.server().app().env.clone();
+    let (asked, open) = serve_late(&net, &env, &room, Duration::from_secs(200));
+    let idle = Arc::strong_count(&open);
+    let path = format!("/join/{}?via=evil.example&via=a.example", encoded(room.room_id.as_str()));
+    bob.ok_post(&path, json!({})).await;
+    env.sleep(Duration::from_secs(1)).await;
+    assert!(asked.lock().unwrap().contains(&"send_join".to_owned()));
+    assert_eq!(Arc::strong_count(&open), idle, "nobody waits for the other any more");
+    bob.ok_post(&format!("/rooms/{}/leave", encoded(room.room_id.as_str())), json!({})).await;
+    env.sleep(Duration::from_secs(300)).await;
+    assert!(rooms_of(&bob).await.is_empty());
+    server.assert_whole();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_answer_brings_nobody_back_who_has_left_or_whose_account_has_ended() {
+    for is_account in [false, true] {
+        let room = Elsewhere::new(11);
+        let (server, bob, _asked, net) = against(&room, honest()).await;
+        let app = server.server().app().clone();
+        let (asked, _open) = serve_late(&net, &app.env, &room, Duration::from_secs(120));
+        let path = |via: &str| api(&format!("/join/{}?via={via}", encoded(room.room_id.as_str())));
+        let (late, quick) = (path("evil.example"), path("a.example"));
+        let late = bob.post(&late, json!({}));
+        let rest = async {
+            app.env.sleep(Duration::from_secs(1)).await;
+            assert_eq!(bob.post(&quick, json!({})).await.0, StatusCode::OK);
+            if is_account {
+                let auth = json!({
+                    "type": "m.login.password", "password": "password of bob",
+                    "identifier": { "type": "m.id.user", "user": "bob" },
+                });
+                bob.ok_post("/account/deactivate", json!({ "auth": auth })).await;
+            } else {
+                bob.ok_post(&format!("/rooms/{}/leave", encoded(room.room_id.as_str())), json!({})).await;
+            }
+        };
+        let (late, ()) = tokio::join!(late, rest);
+        assert_eq!((late.0, &late.1["errcode"]), (StatusCode::FORBIDDEN, &json!("M_FORBIDDEN")), "{late:?}");
+        let snapshot = app.store.snapshot();
+        let num = aqueduct::rooms::find_room(&*snapshot, &room.room_id).unwrap().unwrap();
+        let us = aqueduct::rooms::members::is_server_joined(&*snapshot, num, "test.example").unwrap();
+        assert!(!us, "nobody of ours is in the room");
+        assert!(asked.lock().unwrap().contains(&"send_leave".to_owned()), "the other server is told");
+        server.assert_whole();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_join_that_comes_to_nothing_is_taken_back_where_it_was_taken() {
+    let of = |asked: &std::sync::Mutex<Vec<(String, Value)>>, name: &str| {
+        asked.lock().unwrap().iter().filter(|(path, _)| path.contains(name)).count()
+    };
+    let room = Elsewhere::new(11);
+    let (server, bob, asked, _) = against(&room, at("send_join", |it| it["state"] = json!([]))).await;
+    assert_eq!(try_join(&bob, room.room_id.as_str()).await.0, StatusCode::BAD_GATEWAY);
+    assert_eq!((of(&asked, "/send_join/"), of(&asked, "/send_leave/")), (1, 1));
+    assert!(rooms_of(&bob).await.is_empty());
+    server.assert_whole();
+    // A server that refused the join has nothing to take back.
+    let refuses: Tamper = Arc::new(|asked, honest| match asked {
+        "send_join" => answer(403, r#"{"errcode":"M_FORBIDDEN","error":"no"}"#),
+        _ => answer(200, honest.to_string()),
+    });
+    let (_, bob, asked, _) = against(&room, refuses).await;
+    assert_eq!(try_join(&bob, room.room_id.as_str()).await.0, StatusCode::FORBIDDEN);
+    assert_eq!((of(&asked, "/send_join/"), of(&asked, "/make_leave/")), (1, 0));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_join_by_way_of_another_server_is_for_that_one_to_tell() {
     let room = Elsewhere::new(11);

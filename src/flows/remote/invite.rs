@@ -21,7 +21,7 @@ use crate::{
         App, commit, own_events,
         remote::{
             ask::{at_fault, failed},
-            join::{is_unknown, put},
+            hand_over::{is_unknown, put},
             outside,
             verify::{self, Verified},
         },

@@ -2,16 +2,20 @@
 //! template, we sign the event, the server adds it to the room and hands over the room's state, and
 //! `flows/room/base.rs` lays that down.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
-
-use bytes::Bytes;
-use federation::{
-    call::{Failure, Options, Reply},
-    turns::Turns,
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
 };
-use http::{Method, Request, header};
+
+use federation::{
+    call::Options,
+    turns::{Turn, Turns},
+};
+use parking_lot::Mutex;
 use ruma::{OwnedRoomId, OwnedServerName, RoomId, ServerName};
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     error::{Error, Refusal, Result},
@@ -19,12 +23,15 @@ use crate::{
         App,
         account::carry_over,
         commit, jobs,
-        places::Places,
+        places::{Place, Places},
         remote::{
             ask::{at_fault, failed},
             brought::{self, Answered},
             candidates::{Candidates, find_here},
+            hand_over::{is_unknown, may_have_acted, put, put_with},
             left_out, staged,
+            stance::Stance,
+            take_back,
             take_in::{Silence, take_in},
             template::{self, Template, Wanted},
         },
@@ -74,58 +81,135 @@ struct Inner {
     rooms: Turns<OwnedRoomId>,
     large: Places,
     waiting: Places,
+    /// The joins of users that are under way, each as often as it is.
+    joins: Mutex<BTreeMap<(OwnedRoomId, UserNum), usize>>,
+}
+
+/// The right to act on a room by way of other servers. Whoever goes on when their request has ended keeps it, so that what it holds
+/// counts for its payer until it ends itself.
+pub(crate) struct Alone {
+    _waiting: Place,
+    /// None where whoever acts on the room before this one takes long.
+    _turn: Option<Turn<OwnedRoomId>>,
+}
+
+/// A join of a user that is under way.
+struct UnderWay {
+    joining: Joining,
+    of: (OwnedRoomId, UserNum),
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        let mut joins = self.joining.0.joins.lock();
+        if let Some(count) = joins.get_mut(&self.of) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                joins.remove(&self.of);
+            }
+        }
+    }
 }
 
 impl Default for Joining {
     fn default() -> Self {
         let (large, waiting) = (Places::new(AT_ONCE, USERS_MIN), Places::new(WAITING_MAX, WAITING_USERS_MIN));
-        Self(Arc::new(Inner { rooms: Turns::default(), large, waiting }))
+        Self(Arc::new(Inner { rooms: Turns::default(), large, waiting, joins: Mutex::default() }))
     }
 }
 
 impl Joining {
-    /// Does something with a room by way of other servers, when nobody else does, or when whoever does takes long: what another server
-    /// may delay holds nobody up. Errors: [`Error::Busy`] where too many wait.
+    /// Does something with a room by way of other servers, as [`Self::enter`] lets it. Errors: as of that.
     pub(crate) async fn alone<T>(
         &self,
         app: &App,
         room: &RoomId,
         act: impl Future<Output = Result<T>>,
     ) -> Result<T> {
-        let _waiting = self.0.waiting.enter().ok_or(Error::Busy { retry_after: AGAIN })?;
-        let _alone = tokio::select! {
+        let _alone = self.enter(app, room).await?;
+        act.await
+    }
+
+    /// Waits until nobody else does something with a room by way of other servers, or until whoever does takes long: what another server
+    /// may delay holds nobody up. Errors: [`Error::Busy`] where too many wait.
+    pub(crate) async fn enter(&self, app: &App, room: &RoomId) -> Result<Alone> {
+        let waiting = self.0.waiting.enter().ok_or(Error::Busy { retry_after: AGAIN })?;
+        let turn = tokio::select! {
             biased;
-            alone = self.0.rooms.enter(room.to_owned()) => Some(alone),
+            turn = self.0.rooms.enter(room.to_owned()) => Some(turn),
             () = app.env.sleep(OTHERS_WAIT) => None,
         };
-        act.await
+        Ok(Alone { _waiting: waiting, _turn: turn })
+    }
+
+    fn begin(&self, room: &RoomId, user: UserNum) -> UnderWay {
+        let of = (room.to_owned(), user);
+        *self.0.joins.lock().entry(of.clone()).or_default() += 1;
+        UnderWay { joining: self.clone(), of }
+    }
+
+    /// Whether this is the only join of its user into its room.
+    fn is_only(&self, join: &UnderWay) -> bool {
+        self.0.joins.lock().get(&join.of).is_none_or(|count| *count <= 1)
     }
 }
 
+/// The join that a user asked for.
+struct Asked {
+    user: UserNum,
+    wanted: Wanted,
+    stance: Stance,
+    /// The servers that have taken the join, or may have.
+    taken: Mutex<BTreeSet<OwnedServerName>>,
+}
+
 /// Joins a room by way of other servers. It goes on when the requester hangs up, because others may believe by then that the user
-/// is in the room. Errors: [`Error::Refused`] with the reason that a server gave; [`Error::Remote`] where none could help.
-pub(crate) async fn join(app: &App, user: UserNum, wanted: Wanted, candidates: Candidates) -> Result<()> {
+/// is in the room. Where it fails, those that may have taken the join are told that the user is not in the room.
+/// Errors: [`Error::Refused`] with the reason that a server gave; [`Error::Remote`] where none could help.
+pub(crate) async fn join(
+    app: &App,
+    user: UserNum,
+    wanted: Wanted,
+    candidates: Candidates,
+    alone: Alone,
+) -> Result<()> {
     let (tell, told) = oneshot::channel();
+    let stance = Stance::find(&*app.store.snapshot(), user, &wanted.room_id)?;
+    let under_way = app.remote.joining.begin(&wanted.room_id, user);
+    let asked = Arc::new(Asked { user, wanted, stance, taken: Mutex::default() });
     let owned = app.clone();
     app.env.spawn(async move {
-        drop(tell.send(ask_in_turn(&owned, user, &wanted, candidates).await));
+        let joined = ask_in_turn(&owned, &asked, candidates).await;
+        if let Err(why) = &joined {
+            take_back(&owned, &asked, &under_way, why).await;
+        }
+        drop((under_way, alone));
+        drop(tell.send(joined));
     });
     told.await.map_err(|_| app.broke_off("a join"))?
 }
 
-/// Asks one server after the other. One that took the join and does not answer is not waited for alone: nobody is in the room
-/// twice, whichever answers come later.
-async fn ask_in_turn(app: &App, user: UserNum, wanted: &Wanted, mut candidates: Candidates) -> Result<()> {
+/// Asks one server after the other. One that took the join and does not answer is not waited for alone. The first that succeeds ends
+/// the others, so that none answers when the user is somewhere else by then.
+async fn ask_in_turn(app: &App, asked: &Arc<Asked>, mut candidates: Candidates) -> Result<()> {
     let (tell, mut told) = mpsc::unbounded_channel();
+    let others = CancellationToken::new();
+    let _ended_with_this = others.clone().drop_guard();
     let mut under_way = 0_usize;
     loop {
-        let asked = candidates.first(app, |server| async move { template::ask(app, &server, wanted).await });
-        match asked.await {
+        let wanted = &asked.wanted;
+        let template =
+            candidates.first(app, |server| async move { template::ask(app, &server, wanted).await });
+        match template.await {
             Some((server, template)) => {
-                let (owned, wanted, tell) = (app.clone(), wanted.clone(), tell.clone());
+                let (owned, asked, tell, others) =
+                    (app.clone(), Arc::clone(asked), tell.clone(), others.clone());
                 app.env.spawn(async move {
-                    let joined = join_by(&owned, user, &wanted, &server, &template).await;
-                    drop(tell.send((server, joined)));
+                    let joined =
+                        others.run_until_cancelled(join_by(&owned, &asked, &server, &template)).await;
+                    if let Some(joined) = joined {
+                        drop(tell.send((server, joined)));
+                    }
                 });
                 under_way += 1;
             }
@@ -146,30 +230,40 @@ async fn ask_in_turn(app: &App, user: UserNum, wanted: &Wanted, mut candidates: 
                     Some((server, Err(why))) => candidates.failed(&server, why),
                     None => return Err(app.broke_off("a join")),
                 }
+                // Nobody is asked to let a user in who wants in no more.
+                asked.stance.require_same(&app.store.view())?;
             }
             () = next => {}
         }
     }
 }
 
+/// Tells the servers that may have taken a join that the user is not in the room after all, unless this server is in the room, which
+/// says what the user is there, or the user joins it meanwhile.
+async fn take_back(app: &App, asked: &Asked, under_way: &UnderWay, why: &Error) {
+    let servers = std::mem::take(&mut *asked.taken.lock());
+    let joining = &app.remote.joining;
+    let may = || joining.is_only(under_way) && matches!(find_here(app, &asked.wanted.room_id), Ok(None));
+    if servers.is_empty() || !may() {
+        return;
+    }
+    tracing::info!(room = %asked.wanted.room_id, user = %asked.wanted.user_id, %why, "a join is taken back that other servers may have taken");
+    take_back::tell(app, &asked.wanted, servers, may).await;
+}
+
 /// Joins by way of this server.
-async fn join_by(
-    app: &App,
-    user: UserNum,
-    wanted: &Wanted,
-    server: &ServerName,
-    template: &Template,
-) -> Result<()> {
+async fn join_by(app: &App, asked: &Asked, server: &ServerName, template: &Template) -> Result<()> {
+    let (user, wanted) = (asked.user, &asked.wanted);
     if let Some(goes_on) = find_going_on(app, wanted, template)? {
         if goes_on.is_banned {
             return Err(Refusal::forbidden("You are banned from this room.").into());
         }
         if goes_on.is_partial {
-            return come_back(app, user, goes_on.num, wanted, (server, template)).await;
+            return come_back(app, asked, goes_on.num, (server, template)).await;
         }
     }
     let event = template.sign(app, server, wanted)?;
-    let mut answered = send(app, server, wanted, &event).await?;
+    let mut answered = send(app, server, asked, &event).await?;
     brought::learn_keys(app, template.version, &answered).await?;
     let servers = answered.servers.take();
     let snapshot = app.store.snapshot();
@@ -192,7 +286,7 @@ async fn join_by(
     if let Some(num) = find_here(app, &wanted.room_id)? {
         // Another join was quicker, which did not wait for this one.
         drop((claim, events));
-        return enter(app, user, num, server, event).await;
+        return enter(app, asked, num, server, event).await;
     }
     let named = (wanted.room_id.clone(), template.version);
     let mut base = Base::new(&app.store.view(), claim, named, server.to_string())?;
@@ -203,8 +297,10 @@ async fn join_by(
         let servers = others.chain([server.to_string()]).collect();
         base = base.without_members(Omitted { us: us.to_owned(), servers });
     }
-    let owned = app.clone();
+    let (owned, stance) = (app.clone(), asked.stance.clone());
     let after = move |change: &mut Change| {
+        // Nothing of the room changes in its turn, and what this turn writes is not seen yet.
+        stance.require_same(&owned.store.view())?;
         left_out::remember(&owned, change, &left_out)?;
         let completes = change.row.incomplete().is_some().then(|| {
             let job = Job::CompleteState { room: change.num };
@@ -249,9 +345,8 @@ fn find_going_on(app: &App, wanted: &Wanted, template: &Template) -> Result<Opti
 /// would say nothing that is not here, so that the room goes on as it is, and its members are those before the earlier join.
 async fn come_back(
     app: &App,
-    user: UserNum,
+    asked: &Asked,
     num: RoomNum,
-    wanted: &Wanted,
     (server, template): (&ServerName, &Template),
 ) -> Result<()> {
     // The job ends at once where nobody comes into the room after all.
@@ -260,7 +355,7 @@ async fn come_back(
         Ok(jobs::promise(&owned, &mut change.batch, &Job::CompleteState { room: change.num }))
     };
     let completes = commit::beside_room(app, num, promise).await?;
-    vouched_by(app, user, num, wanted, server, template).await?;
+    vouched_by(app, asked, num, server, template).await?;
     jobs::begin(app, Some(completes));
     completing::soon(app, num).await
 }
@@ -273,36 +368,41 @@ pub(crate) async fn vouched(
     num: RoomNum,
     wanted: Wanted,
     mut candidates: Candidates,
+    alone: Alone,
 ) -> Result<()> {
     let (tell, told) = oneshot::channel();
+    let stance = Stance::find(&*app.store.snapshot(), user, &wanted.room_id)?;
+    let under_way = app.remote.joining.begin(&wanted.room_id, user);
+    let asked = Asked { user, wanted, stance, taken: Mutex::default() };
     let owned = app.clone();
     app.env.spawn(async move {
         let vouched = async {
             loop {
                 let ask = |server: OwnedServerName| {
-                    let (owned, wanted) = (owned.clone(), wanted.clone());
-                    async move { template::ask(&owned, &server, &wanted).await }
+                    let (owned, wanted) = (&owned, &asked.wanted);
+                    async move { template::ask(owned, &server, wanted).await }
                 };
                 let Some((server, template)) = candidates.first(&owned, ask).await else {
                     return Err(candidates.into_error());
                 };
-                match vouched_by(&owned, user, num, &wanted, &server, &template).await {
+                match vouched_by(&owned, &asked, num, &server, &template).await {
                     Ok(()) => return Ok(()),
                     Err(why @ (Error::Broken(_) | Error::Busy { .. })) => return Err(why),
                     Err(why) => candidates.failed(&server, why),
                 }
             }
         };
-        drop(tell.send(vouched.await));
+        let vouched = vouched.await;
+        drop((under_way, alone));
+        drop(tell.send(vouched));
     });
     told.await.map_err(|_| app.broke_off("a join"))?
 }
 
 async fn vouched_by(
     app: &App,
-    user: UserNum,
+    asked: &Asked,
     num: RoomNum,
-    wanted: &Wanted,
     server: &ServerName,
     template: &Template,
 ) -> Result<()> {
@@ -310,14 +410,14 @@ async fn vouched_by(
     if row.version != template.version {
         return Err(at_fault(server, "it says another version of the room than is known"));
     }
-    let event = template.sign(app, server, wanted)?;
-    let answered = send(app, server, wanted, &event).await?;
+    let event = template.sign(app, server, &asked.wanted)?;
+    let answered = send(app, server, asked, &event).await?;
     let event = match (template.cosigner().filter(|it| *it != app.config.server.name), &answered.event) {
         (None, _) => event,
         (Some(_), Some(json)) => brought::cosigned(app, server, &row, &event, json).await?,
         (Some(_), None) => return Err(at_fault(server, "it did not sign a join that it vouched for")),
     };
-    enter(app, user, num, server, event).await
+    enter(app, asked, num, server, event).await
 }
 
 /// Waits for the right to lay a room down. Errors: [`Error::Busy`] where that takes long.
@@ -335,7 +435,9 @@ async fn claim(app: &App, num: RoomNum) -> Result<JoinClaim> {
 }
 
 /// Takes in the join of a user of ours that another server has let into a room which this server is in.
-async fn enter(app: &App, user: UserNum, num: RoomNum, server: &ServerName, event: Received) -> Result<()> {
+async fn enter(app: &App, asked: &Asked, num: RoomNum, server: &ServerName, event: Received) -> Result<()> {
+    asked.stance.require_same(&app.store.view())?;
+    let user = asked.user;
     let (id, json) = (event.id().to_owned(), event.json().clone());
     // The other server tells the rest of the room.
     let taken = take_in(app, num, server, vec![event.let_in()], Silence::FetchesState).await?.pop();
@@ -358,70 +460,23 @@ async fn enter(app: &App, user: UserNum, num: RoomNum, server: &ServerName, even
     jobs::keep(app, promised).await
 }
 
-/// Sends the event of a join, in the older form of the endpoint where the server does not know the newer one.
-async fn send(app: &App, server: &ServerName, wanted: &Wanted, event: &Received) -> Result<Answered> {
-    let (room_id, id) = (wanted.room_id.as_str(), event.id().as_str());
+/// Sends the event of a join, in the older form of the endpoint where the server does not know the newer one. Notes that the server has
+/// taken it, unless it is certain that it has not.
+async fn send(app: &App, server: &ServerName, asked: &Asked, event: &Received) -> Result<Answered> {
+    let (room_id, id) = (asked.wanted.room_id.as_str(), event.id().as_str());
+    asked.taken.lock().insert(server.to_owned());
     let (path, options) = (["v2", "send_join", room_id, id], Options::whole_state());
-    match put_with(app, server, (&path, OMIT_MEMBERS), event.json(), options).await {
-        Ok(reply) => Answered::read(reply.answer, false).map_err(|why| at_fault(server, why)),
-        Err(failure) if is_unknown(&failure) => {
-            let reply =
-                put(app, server, &["v1", "send_join", room_id, id], event.json(), Options::whole_state())
-                    .await;
-            let reply = reply.map_err(|failure| failed(server, failure))?;
-            Answered::read(reply.answer, true).map_err(|why| at_fault(server, why))
+    let mut sent = put_with(app, server, (&path, OMIT_MEMBERS), event.json(), options).await;
+    let is_older = sent.as_ref().is_err_and(is_unknown);
+    if is_older {
+        sent =
+            put(app, server, &["v1", "send_join", room_id, id], event.json(), Options::whole_state()).await;
+    }
+    let reply = sent.map_err(|failure| {
+        if !may_have_acted(&failure) {
+            asked.taken.lock().remove(server);
         }
-        Err(failure) => Err(failed(server, failure)),
-    }
-}
-
-/// Sends an event of ours to this path below that of the server-server API.
-pub(super) async fn put(
-    app: &App,
-    server: &ServerName,
-    path: &[&str],
-    event: &Bytes,
-    options: Options,
-) -> Result<Reply, Failure> {
-    put_with(app, server, (path, ""), event, options).await
-}
-
-/// Like [`put`], with a query.
-async fn put_with(
-    app: &App,
-    server: &ServerName,
-    (path, query): (&[&str], &str),
-    event: &Bytes,
-    options: Options,
-) -> Result<Reply, Failure> {
-    let mut uri = "/_matrix/federation".to_owned();
-    for part in path {
-        uri.push('/');
-        uri.extend(encoded(part));
-    }
-    uri.push_str(query);
-    let request = Request::builder().method(Method::PUT).uri(uri);
-    let request = request.header(header::CONTENT_TYPE, "application/json").body(event.clone());
-    let request = request.map_err(|error| Failure::BadRequest(error.to_string()))?;
-    app.remote.client.send_signed(server, request, options).await
-}
-
-/// A part of a path, in which only what every server reads alike stands for itself.
-fn encoded(part: &str) -> impl Iterator<Item = char> {
-    part.bytes().flat_map(|byte| {
-        let is_plain = byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
-        let encoded = if is_plain { char::from(byte).to_string() } else { format!("%{byte:02X}") };
-        encoded.chars().collect::<Vec<_>>()
-    })
-}
-
-/// Whether a server does not know an endpoint.
-pub(super) fn is_unknown(failure: &Failure) -> bool {
-    match failure {
-        Failure::Refused { status, errcode, .. } => {
-            let code = errcode.as_deref();
-            code == Some("M_UNRECOGNIZED") || (code.is_none() && matches!(status.as_u16(), 404 | 405))
-        }
-        _ => false,
-    }
+        failed(server, failure)
+    })?;
+    Answered::read(reply.answer, is_older).map_err(|why| at_fault(server, why))
 }

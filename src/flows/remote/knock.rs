@@ -10,8 +10,8 @@ use crate::{
         remote::{
             ask::{ANSWERS, at_fault, failed},
             candidates::Candidates,
+            hand_over::put,
             invite::{check_state, shown},
-            join::put,
             outside,
             template::{self, Wanted},
         },

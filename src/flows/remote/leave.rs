@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use ruma::OwnedServerName;
+use ruma::{OwnedServerName, ServerName};
 
 use crate::{
     accounts::users,
@@ -13,7 +13,7 @@ use crate::{
         remote::{
             ask::{ANSWERS, failed},
             candidates::{Candidates, candidates, server_of},
-            join::{is_unknown, put},
+            hand_over::{is_unknown, put},
             outside,
             template::{self, Template, Wanted},
         },
@@ -104,21 +104,26 @@ async fn ask_in_turn(app: &App, wanted: &Wanted, mut candidates: Candidates) -> 
             tracing::info!(room = %wanted.room_id, user = %wanted.user_id, %why, "an invitation ends here alone");
             return None;
         };
-        let event = match template.sign(app, &server, wanted) {
-            Ok(event) => event,
-            Err(why) => {
-                candidates.failed(&server, why);
-                continue;
-            }
-        };
-        let (room_id, id) = (wanted.room_id.as_str(), event.id().as_str());
-        let mut sent = put(app, &server, &["v2", "send_leave", room_id, id], event.json(), ANSWERS).await;
-        if sent.as_ref().is_err_and(is_unknown) {
-            sent = put(app, &server, &["v1", "send_leave", room_id, id], event.json(), ANSWERS).await;
-        }
-        match sent {
-            Ok(_) => return Some(String::from_utf8_lossy(event.json()).into_owned()),
-            Err(failure) => candidates.failed(&server, failed(&server, failure)),
+        match send(app, &server, wanted, &template).await {
+            Ok(event) => return Some(event),
+            Err(why) => candidates.failed(&server, why),
         }
     }
+}
+
+/// Signs the event by which a user leaves, and has the server that gave its template take it. Gives the event.
+pub(super) async fn send(
+    app: &App,
+    server: &ServerName,
+    wanted: &Wanted,
+    template: &Template,
+) -> Result<String> {
+    let event = template.sign(app, server, wanted)?;
+    let (room_id, id) = (wanted.room_id.as_str(), event.id().as_str());
+    let mut sent = put(app, server, &["v2", "send_leave", room_id, id], event.json(), ANSWERS).await;
+    if sent.as_ref().is_err_and(is_unknown) {
+        sent = put(app, server, &["v1", "send_leave", room_id, id], event.json(), ANSWERS).await;
+    }
+    sent.map_err(|failure| failed(server, failure))?;
+    Ok(String::from_utf8_lossy(event.json()).into_owned())
 }
