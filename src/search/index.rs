@@ -534,13 +534,20 @@ impl Change<'_> {
     pub fn scrub(&mut self) -> Result<()> {
         debug_assert_eq!(self.writing.changes, 0, "what is uncommitted is not scrubbed");
         let opened = self.index.opened.load_full();
-        let segments = opened.index.searchable_segment_metas().map_err(broken)?;
+        // A merge that goes on takes segments away, and so does one that begins meanwhile.
+        if let Some(writer) = self.writing.writer.take() {
+            writer.wait_merging_threads().map_err(broken)?;
+        }
         let writer = self.writer()?;
+        writer.set_merge_policy(Box::new(NoMergePolicy));
+        let segments = opened.index.searchable_segment_metas().map_err(broken)?;
         for segment in segments.into_iter().filter(|segment| segment.has_deletes()) {
             writer.merge(&[segment.id()]).wait().map_err(broken)?;
         }
         opened.reader.reload().map_err(broken)?;
         writer.garbage_collect_files().wait().map_err(broken)?;
+        // The next change opens a writer that merges again.
+        self.writing.writer = None;
         Ok(())
     }
 }

@@ -66,6 +66,7 @@ mod retention;
 mod rooms;
 mod search;
 mod search_unseen;
+mod search_index;
 mod thread_subscriptions;
 mod to_device;
 mod transactions;
