@@ -281,7 +281,7 @@ tables! {
 
     // --- what users have the server do for them: 190-199 ---
 
-    /// What a user is to a thread, by its room and root, once they subscribed to it.
+    /// The standing of a user towards a thread, by its room and root, once they subscribed to it.
     196 SUBSCRIPTION((UserNum, RoomNum, EventNum) => accounts::WrittenRow) in Accounts, User of "accounts::subscriptions";
     /// The thread to which a user became something else at a position. It counts only while the row still says that position.
     197 SUBSCRIPTION_LOG((UserNum, Position) => (RoomNum, EventNum)) in Accounts, User of "accounts::subscriptions";

@@ -17,7 +17,7 @@ use crate::{
 /// A user has subscribed to, or unsubscribed from, at most this many threads.
 const THREADS_MAX: u64 = 20_000;
 
-/// What a user is to a thread.
+/// The standing of a user towards a thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
     /// The user subscribes to it, and meant to.
@@ -55,7 +55,7 @@ pub struct Subscription {
     pub room: RoomNum,
     /// The event from which the thread grows.
     pub root: EventNum,
-    /// What the user is to the thread.
+    /// The standing of the user towards the thread.
     pub standing: Standing,
     /// The position at which that last changed.
     pub position: Position,
@@ -70,7 +70,7 @@ fn decode(room: RoomNum, root: EventNum, row: &WrittenRow) -> Result<Subscriptio
     Ok(Subscription { room, root, standing, position: row.position })
 }
 
-/// What a user is to a thread; `None` where the user never subscribed to it.
+/// Finds the standing of a user towards a thread; `None` where the user never subscribed to it.
 pub fn find(
     read: &(impl Read + ?Sized),
     user: UserNum,

@@ -23,6 +23,7 @@ mod admin;
 mod alias;
 mod config;
 mod context;
+mod delay;
 mod delayed_events;
 mod device;
 mod directory;

@@ -22,7 +22,7 @@ pub const STICKY_MS_MAX: u64 = 60 * 60 * 1000;
 const OF_SENDER_MAX: usize = 100;
 /// At most this many soft-failed sticky events of a user are remembered in a room.
 const SOFT_FAILED_MAX: usize = 20;
-/// What has ceased to be sticky is forgotten after this many milliseconds.
+/// Forget events this many milliseconds after they came, when they have ceased to be sticky.
 const FORGOTTEN_AFTER_MS: u64 = STICKY_MS_MAX;
 /// Look at most at this many sticky events of a room at a time to forget those that are sticky no more.
 const LOOKED_AT_MAX: usize = 1_000;

@@ -45,7 +45,7 @@ impl DelayedRow {
 pub struct DelayedEnd {
     /// When it ended, in milliseconds since the epoch.
     pub at_ms: u64,
-    /// How it ended.
+    /// The way in which it ended.
     pub outcome: DelayedOutcome,
 }
 

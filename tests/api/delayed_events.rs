@@ -102,7 +102,7 @@ async fn messages_are_sent_once_when_they_are_due_and_in_their_order() {
     sleep(&server, 30).await;
     assert_eq!(bodies(&bob, &room).await.len(), 3);
     server.assert_whole();
-    // What has ended is forgotten after a week, also where nobody asks for anything.
+    // An event that has ended is forgotten after a week, also where nobody asks for anything.
     sleep(&server, 9 * 24 * 60 * 60).await;
     assert_eq!(alice.get(&format!("{DELAYED}/{first}")).await.1["errcode"], "M_NOT_FOUND");
     let rows = server.assert_whole();
@@ -220,7 +220,7 @@ async fn what_is_scheduled_is_cancelled_restarted_and_sent_by_its_user_alone() {
         let (status, json) = alice.post(&format!("{DELAYED}/{early}"), body).await;
         assert_eq!((status, json["errcode"].as_str()), (StatusCode::BAD_REQUEST, Some(code)));
     }
-    // What has ended the same way is done; what has ended in another way cannot be.
+    // An act that the event has ended by is done already; any other cannot be done any more.
     for (id, action, expected) in [
         (&early, "send", 200),
         (&early, "cancel", 409),

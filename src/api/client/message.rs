@@ -14,7 +14,7 @@ use crate::{
     api::{
         Routes,
         client::{
-            delayed_events::{DELAY, query_number, require_delay, scheduled, sticky_ms},
+            delay::{DELAY, query_number, require_delay, scheduled, sticky_ms},
             relations::{direction, relation_filter},
         },
         extract::Client,

@@ -12,7 +12,7 @@ use crate::{
     api::{
         Routes,
         client::{
-            delayed_events::{DELAY, query_number, require_delay, scheduled, sticky_ms},
+            delay::{DELAY, query_number, require_delay, scheduled, sticky_ms},
             message::{EVENT, sent},
         },
         extract::Client,

@@ -42,7 +42,7 @@ fn require_thread(
     Ok(Thread { room: num, root: stored.event(), sight })
 }
 
-/// What the caller is to a thread. Errors: 404 `M_NOT_FOUND` where they do not subscribe to it, or may not see it.
+/// Gives the caller's subscription to a thread. Errors: 404 `M_NOT_FOUND` where they do not subscribe to it, or may not see it.
 pub(crate) fn require_subscription(
     app: &App,
     caller: &Caller,

@@ -121,14 +121,14 @@ fn require_event(wanted: &Wanted) -> Result<()> {
     Ok(())
 }
 
-/// What a user can do with a delayed event that waits.
+/// An act of a user on a delayed event that waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Action {
-    /// Send it now.
+    /// Sends the event now, whatever its delay.
     Send,
-    /// Never send it.
+    /// Takes the event back, so that it is never sent.
     Cancel,
-    /// Begin its delay anew.
+    /// Begins the delay of the event anew.
     Restart,
 }
 
@@ -268,7 +268,7 @@ pub(crate) async fn attend(app: &App, user: UserNum, fired: Timer) -> Result<()>
         if timer::fire(batch, &fired)?
             && let Some(next_ms) = next_ms
         {
-            // What is due already is put off, or is more than is sent at once.
+            // An event that is due already is put off, or is one more than is sent at once.
             let soonest_ms = now_ms + if is_put_off { AGAIN_MS } else { 1 };
             timer::set(batch, &Job::SendDelayed { user }.timer(next_ms.max(soonest_ms)));
         }
