@@ -131,6 +131,37 @@ async fn rooms_that_were_left_are_told_only_if_asked_for_and_as_they_were() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_room_that_the_user_was_never_in_is_told_without_its_state() {
+    let server = TestServer::new();
+    let (alice, eve) = (server.register("alice").await, server.register("eve").await);
+    for visibility in ["invited", "shared", "joined", "world_readable"] {
+        for how in ["declined", "taken back", "banned"] {
+            let content = json!({ "history_visibility": visibility });
+            let state = json!({ "type": "m.room.history_visibility", "state_key": "", "content": content });
+            let room = create_room(&alice, json!({ "initial_state": [state] })).await;
+            if how != "banned" {
+                must(&alice, &room, "invite", json!({ "user_id": eve.user_id })).await;
+            }
+            match how {
+                "declined" => must(&eve, &room, "leave", json!({})).await,
+                "taken back" => must(&alice, &room, "kick", json!({ "user_id": eve.user_id })).await,
+                _ => must(&alice, &room, "ban", json!({ "user_id": eve.user_id })).await,
+            }
+            alice.ok_put(&format!("{V3}/rooms/{room}/state/m.room.topic/"), json!({ "topic": "hush" })).await;
+            if visibility == "world_readable" {
+                let closed = json!({ "history_visibility": "joined" });
+                let path = format!("{V3}/rooms/{room}/state/m.room.history_visibility/");
+                alice.ok_put(&path, closed).await;
+            }
+            let all = eve.ok_get(&format!("{V3}/initialSync?archived=true&limit=50")).await;
+            let rooms = all["rooms"].as_array().unwrap();
+            let told = rooms.iter().find(|told| told["room_id"] == json!(room)).unwrap();
+            assert_eq!((told.get("state"), told.get("messages")), (None, None), "{visibility}, {how}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_stream_tells_each_event_once_and_in_order() {
     let server = TestServer::new();
     let (alice, bob, room) = room_of_two(&server).await;

@@ -54,11 +54,16 @@ impl Parts {
         let room = RoomWindow { window: &window, num, row, user_row, place, reader };
         let data = account_data::of_room(&window, row.id.as_str())?;
         let mut answer = Object::new();
-        write(&room, &data, end(&window), &mut answer)?;
+        write(&room, true, &data, end(&window), &mut answer)?;
         let is_present = open.is_present();
         let receipts = if is_present { receipts::collect(&room)? } else { Vec::new() };
         answer.list("receipts", &form::receipts(&row.id, &receipts));
-        let told = if is_present { presence::of_members(&window, list_members(&room)?)? } else { Vec::new() };
+        // Who looks in from outside shares no room with anybody by that.
+        let told = if user_row.membership == Membership::Join {
+            presence::of_members(&window, list_members(&room)?)?
+        } else {
+            Vec::new()
+        };
         answer.list("presence", &form::presence(&window, &told));
         Ok(answer.finish().into())
     }
@@ -112,7 +117,9 @@ fn everything(window: &Window<'_>, archived: bool) -> Result<Bytes, Fault> {
             if membership == Membership::Join {
                 all_receipts.extend(form::receipts(&row.id, &receipts::collect(&room)?));
             }
-            list.object(|json| write(&room, &data, end(window), json))?;
+            // Somebody who declined an invitation, or was banned before they came, never saw the room.
+            let is_shown = reader.joined_until().is_some();
+            list.object(|json| write(&room, is_shown, &data, end(window), json))?;
         }
         Ok::<_, Fault>(())
     })?;
@@ -137,16 +144,21 @@ fn write_invitation(room: &RoomWindow<'_, '_>, invitation: Option<&JsonText>, js
     }
 }
 
-/// Writes a room that the user is in, was in, or looks into.
-fn write(room: &RoomWindow<'_, '_>, data: &Data, end: SyncToken, json: &mut Object) -> Result<(), Fault> {
+/// Writes a room. Its state and its messages come where they are shown: to who is or was in it, or looks into one that is open to everybody
+/// now.
+fn write(
+    room: &RoomWindow<'_, '_>,
+    is_shown: bool,
+    data: &Data,
+    end: SyncToken,
+    json: &mut Object,
+) -> Result<(), Fault> {
     write_head(room, json);
     let visibility = if directory::is_published(room.window.read, room.num)? { "public" } else { "private" };
     json.text("visibility", visibility);
     let data = data.iter().map(|(event_type, row)| form::account_data(event_type, row, None));
     json.list("account_data", &data.collect::<Vec<_>>());
-    let is_stranger = room.reader.joined_until().is_none() && room.reader.end(room.window.read)?.is_none();
-    if is_stranger {
-        // Somebody who declined an invitation never saw the room.
+    if !is_shown {
         return Ok(());
     }
     let (timeline, state) = collect::plain(room)?;

@@ -150,6 +150,9 @@ fn of_room(window: &Window<'_>, open: &Open, found: &mut Found) -> Result<Option
         return Ok(None);
     }
     add_ephemeral(window, (num, row, user_row), &open.reader, found)?;
+    if user_row.membership != Membership::Join {
+        return Ok(None);
+    }
     let news = presence::of_room(window, num)?;
     found.beside.extend(form::presence(window, &news.told));
     Ok(news.told_upto)

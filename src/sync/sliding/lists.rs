@@ -1,7 +1,9 @@
 //! Finds the rooms of an answer: those that stand in a range of some list, and those that are subscribed to.
 
 use std::{
+    cell::{Cell, RefCell},
     collections::{BTreeMap, BTreeSet},
+    rc::Rc,
     sync::Arc,
 };
 
@@ -13,7 +15,7 @@ use crate::{
         self,
         event_types::{CREATE, DIRECT, ENCRYPTION, SPACE_CHILD, TAG},
         rooms::{Membership, Resident, RoomRow, UserRoomRow},
-        state::StateValue,
+        state::{StateRef, StateValue},
         sync::RoomSent,
     },
     store::Fault,
@@ -27,7 +29,7 @@ use crate::{
     },
 };
 
-/// No more than this many children of one space are looked at, because each is read.
+/// No more than this many children of the spaces that a request names are looked at, because each is read.
 const CHILDREN_MAX: usize = 10_000;
 
 /// A room of the user's, as lists see it.
@@ -85,8 +87,9 @@ pub(crate) fn choose(
     entries.sort_unstable_by_key(|entry| std::cmp::Reverse((entry.recency, entry.num)));
     let mut counts = vec![0; ask.lists.len()];
     let mut shown: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    let read_once = ReadOnce::default();
     for ((list_at, list), count) in ask.lists.iter().enumerate().zip(&mut counts) {
-        let sieve = Sieve::new(window, facts, &list.filters, direct)?;
+        let sieve = Sieve::new(window, facts, &list.filters, direct, &read_once)?;
         for (at, entry) in entries.iter().enumerate() {
             if !entry.is_listed || !sieve.lets_through(entry)? {
                 continue;
@@ -193,14 +196,49 @@ fn is_listed(
     })
 }
 
+/// The things that the filters of all lists of a request ask for. Each is read once, however many lists ask for it.
+#[derive(Default)]
+struct ReadOnce {
+    /// The children of each space.
+    children: RefCell<BTreeMap<String, Rc<BTreeSet<String>>>>,
+    /// How many children were looked at.
+    looked_at: Cell<usize>,
+    /// The tags of each room.
+    tags: RefCell<BTreeMap<RoomNum, Rc<BTreeSet<String>>>>,
+}
+
+impl ReadOnce {
+    fn children(&self, window: &Window<'_>, space: &str) -> Result<Rc<BTreeSet<String>>, Fault> {
+        if let Some(known) = self.children.borrow().get(space) {
+            return Ok(Rc::clone(known));
+        }
+        let left = CHILDREN_MAX.saturating_sub(self.looked_at.get());
+        let (found, looked_at) = children(window, space, left)?;
+        self.looked_at.set(self.looked_at.get() + looked_at);
+        let found = Rc::new(found);
+        self.children.borrow_mut().insert(space.to_owned(), Rc::clone(&found));
+        Ok(found)
+    }
+
+    fn tags(&self, window: &Window<'_>, entry: &Entry) -> Result<Rc<BTreeSet<String>>, Fault> {
+        if let Some(known) = self.tags.borrow().get(&entry.num) {
+            return Ok(Rc::clone(known));
+        }
+        let found = Rc::new(tags_of(window, entry.row.id.as_str())?);
+        self.tags.borrow_mut().insert(entry.num, Rc::clone(&found));
+        Ok(found)
+    }
+}
+
 /// The filters of one list, with what they ask of the user's account.
 struct Sieve<'a, 'w> {
     window: &'a Window<'w>,
     facts: &'a Facts,
     filters: &'a Filters,
     direct: &'a BTreeSet<String>,
-    /// The children of the spaces that the filter names.
-    children: Option<BTreeSet<String>>,
+    read_once: &'a ReadOnce,
+    /// The children of each space that the filter names.
+    children: Option<Vec<Rc<BTreeSet<String>>>>,
 }
 
 impl<'a, 'w> Sieve<'a, 'w> {
@@ -209,9 +247,13 @@ impl<'a, 'w> Sieve<'a, 'w> {
         facts: &'a Facts,
         filters: &'a Filters,
         direct: &'a BTreeSet<String>,
+        read_once: &'a ReadOnce,
     ) -> Result<Self, Fault> {
-        let children = filters.spaces.as_ref().map(|spaces| children(window, spaces)).transpose()?;
-        Ok(Self { window, facts, filters, direct, children })
+        let children = filters.spaces.as_ref().map(|spaces| {
+            let spaces: BTreeSet<&String> = spaces.iter().collect();
+            spaces.into_iter().map(|space| read_once.children(window, space)).collect()
+        });
+        Ok(Self { window, facts, filters, direct, read_once, children: children.transpose()? })
     }
 
     fn lets_through(&self, entry: &Entry) -> Result<bool, Fault> {
@@ -221,12 +263,15 @@ impl<'a, 'w> Sieve<'a, 'w> {
         let is_invite = entry.user_row.membership == Membership::Invite;
         if is_invited.is_some_and(|wanted| wanted != is_invite)
             || is_dm.is_some_and(|wanted| wanted != self.direct.contains(room_id))
-            || self.children.as_ref().is_some_and(|children| !children.contains(room_id))
+            || self
+                .children
+                .as_ref()
+                .is_some_and(|spaces| !spaces.iter().any(|children| children.contains(room_id)))
         {
             return Ok(false);
         }
         if tags.is_some() || not_tags.is_some() {
-            let has = tags_of(self.window, room_id)?;
+            let has = self.read_once.tags(self.window, entry)?;
             let any = |wanted: &Vec<String>| wanted.iter().any(|tag| has.contains(tag));
             if tags.as_ref().is_some_and(|tags| !any(tags)) || not_tags.as_ref().is_some_and(any) {
                 return Ok(false);
@@ -243,8 +288,18 @@ impl<'a, 'w> Sieve<'a, 'w> {
     }
 }
 
-/// Reads the facts of a room; of one that this server is not in, as far as it was told of them.
+/// Reads the facts of a room; of one that this server is not in, as far as it was told of them, and of one that the user left as they
+/// were then.
 fn facts_of(window: &Window<'_>, facts: &Facts, entry: &Entry) -> Result<RoomFacts, Fault> {
+    if matches!(entry.user_row.membership, Membership::Leave | Membership::Ban) {
+        let mut found = facts.of(window.read, entry.num, &entry.row).map(|facts| RoomFacts::clone(&facts))?;
+        let key = state::find_key(window.read, entry.num, ENCRYPTION, "")?;
+        let then = key.zip(entry.user_row.left).map(|(key, left)| {
+            Ok::<_, Fault>(state::at(window.read, entry.num, StateRef::Main(left), key)?.event().is_some())
+        });
+        found.is_encrypted = then.transpose()?.unwrap_or(false);
+        return Ok(found);
+    }
     let is_outside = matches!(entry.user_row.membership, Membership::Invite | Membership::Knock);
     if !is_outside || entry.row.resident != Resident::No {
         return facts.of(window.read, entry.num, &entry.row).map(|facts| RoomFacts::clone(&facts));
@@ -274,25 +329,29 @@ fn tags_of(window: &Window<'_>, room_id: &str) -> Result<BTreeSet<String>, Fault
     Ok(tags.into_iter().flat_map(|tags| tags.keys().cloned()).collect())
 }
 
-/// Lists the rooms that these spaces name as their children. Spaces that the user is not in say nothing.
-fn children(window: &Window<'_>, spaces: &[String]) -> Result<BTreeSet<String>, Fault> {
+/// Lists the rooms that a space names as its children, and how many of them were looked at, which are at most so many. A space that the
+/// user is not in says nothing.
+fn children(
+    window: &Window<'_>,
+    space: &str,
+    children_max: usize,
+) -> Result<(BTreeSet<String>, usize), Fault> {
     let (read, user): (_, UserNum) = (window.read, window.caller().user);
     let mut found = BTreeSet::new();
-    for space in spaces {
-        let Some(num) = schema::ROOM_ID.get(read, space)? else { continue };
-        if !members::is_joined(read, user, num)? {
-            continue;
-        }
-        let keys = state::list_keys_of(read, num, SPACE_CHILD, CHILDREN_MAX)?;
-        let values = state::list_now(read, num, keys)?;
-        let events = values.into_iter().filter_map(StateValue::event).collect();
-        for stored in event::list_anywhere(read, num, events)? {
-            let content: serde_json::Value = serde_json::from_str(stored.row.content()).unwrap_or_default();
-            // A child without servers is none any more (client-server API, `m.space.child`).
-            if content.get("via").is_some_and(serde_json::Value::is_array) {
-                found.extend(stored.row.state_key().map(std::borrow::Cow::into_owned));
-            }
+    let Some(num) = schema::ROOM_ID.get(read, space)? else { return Ok((found, 0)) };
+    if !members::is_joined(read, user, num)? {
+        return Ok((found, 0));
+    }
+    let keys = state::list_keys_of(read, num, SPACE_CHILD, children_max)?;
+    let looked_at = keys.len();
+    let values = state::list_now(read, num, keys)?;
+    let events = values.into_iter().filter_map(StateValue::event).collect();
+    for stored in event::list_anywhere(read, num, events)? {
+        let content: serde_json::Value = serde_json::from_str(stored.row.content()).unwrap_or_default();
+        // A child without servers is none any more (client-server API, `m.space.child`).
+        if content.get("via").is_some_and(serde_json::Value::is_array) {
+            found.extend(stored.row.state_key().map(std::borrow::Cow::into_owned));
         }
     }
-    Ok(found)
+    Ok((found, looked_at))
 }
