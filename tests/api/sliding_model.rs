@@ -38,6 +38,8 @@ struct Known {
     /// Whether nothing stands before these events that the client might ask for.
     is_whole: bool,
     state: State,
+    /// For some time the client wanted no members, so that those that it was told lazily before may be old.
+    has_old_members: bool,
 }
 
 /// The wishes for state that clients have by turns.
@@ -112,6 +114,12 @@ impl Listener {
         }
         self.slide.body["lists"] = json!({ "all": list });
         self.slide.body["room_subscriptions"] = subscriptions;
+        // A client that wants no members of a room is told of no changes of those that it has: it must not show their names any more.
+        let wished: Vec<BTreeSet<usize>> =
+            self.rooms.keys().map(|room| self.wishes_for(room, true)).collect();
+        for (known, wishes) in self.rooms.values_mut().zip(wished) {
+            known.has_old_members |= !wishes.iter().any(|wish| [0, 1, 3].contains(wish));
+        }
     }
 
     /// The wishes under which a room is told now.
@@ -259,7 +267,7 @@ impl Listener {
         }
         // Members that were told lazily are right, unless the client has to look for them anew.
         let is_lazy = wishes.contains(&1) || wishes.contains(&3);
-        if is_lazy {
+        if is_lazy && !known.has_old_members {
             for event in timeline.iter().filter(|it| known.events.contains(&self::shown(it))) {
                 let sender = ("m.room.member".to_owned(), text(&event["sender"]).unwrap());
                 let is_there = known.state.contains_key(&sender);

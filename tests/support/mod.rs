@@ -119,8 +119,13 @@ impl TestServer {
     }
 
     /// Sends a request as it is.
-    pub(crate) async fn send(&self, mut request: Request<Body>) -> Response<Body> {
-        request.extensions_mut().insert(Peer([192, 0, 2, 1].into()));
+    pub(crate) async fn send(&self, request: Request<Body>) -> Response<Body> {
+        self.send_from([192, 0, 2, 1], request).await
+    }
+
+    /// Sends a request as it is from this address.
+    pub(crate) async fn send_from(&self, address: [u8; 4], mut request: Request<Body>) -> Response<Body> {
+        request.extensions_mut().insert(Peer(address.into()));
         self.server.router().oneshot(request).await.unwrap()
     }
 

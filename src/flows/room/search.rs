@@ -225,7 +225,11 @@ fn list_rooms(
         let (room, row) = row?;
         if let Some(upto) = seen_upto(&row).filter(|_| is_wanted(room)) {
             // What the caller may not see is no candidate: it would take the place of one that they may see, and they would notice.
-            let seen = Sight::of(read, room, caller.user, &caller.user_id)?.seen(read)?;
+            let mut seen = Sight::of(read, room, caller.user, &caller.user_id)?.seen(read)?;
+            seen.retain_mut(|(first, last)| {
+                *last = upto.anchor.min(*last);
+                first <= last
+            });
             let edits_upto = last_event(read, room, upto)?;
             scopes.push(Scope { room, seen, edits_upto });
         }

@@ -130,7 +130,15 @@ pub(super) fn collect(
     }
     if is_lazy {
         let users: BTreeSet<String> = timeline.senders().chain(timeline.subjects()).collect();
-        let users = users.iter().map(String::as_str).filter(|user| !wants(known, MEMBER, user));
+        // A member whom the client knows by an older wish, and who changed meanwhile, is told as one whom it does not know.
+        let changed: BTreeSet<&str> = changes
+            .changed
+            .iter()
+            .filter(|changed| changed.event_type == MEMBER)
+            .map(|changed| changed.state_key.as_str())
+            .collect();
+        let is_unknown = |user: &&str| !wants(known, MEMBER, user) || changed.contains(user);
+        let users = users.iter().map(String::as_str).filter(is_unknown);
         let spoken_of = state::find_keys(room.window.read, room.num, MEMBER, users)?;
         let new: Vec<_> = spoken_of.into_iter().flatten().filter(|key| !members.contains(key)).collect();
         keys.extend(&new);
