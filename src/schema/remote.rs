@@ -189,6 +189,27 @@ mod tests {
     use crate::{ids::DeviceNum, schema::round_trip};
 
     #[test]
+    fn what_is_shown_from_outside_a_room_stands_among_the_fields_of_its_row() {
+        let shown = Standing {
+            sender: "@a:b".to_owned(),
+            event: "{}".to_owned(),
+            state: vec!["1".to_owned()],
+            version: 11,
+            via: "b".to_owned(),
+        };
+        let row = OutsideRow { number: 7, shown: shown.clone(), others: vec![shown] };
+        let text = serde_json::to_string(&row).unwrap();
+        let one = r#""sender":"@a:b","event":"{}","state":["1"],"version":11,"via":"b""#;
+        assert_eq!(text, format!(r#"{{"number":7,{one},"others":[{{{one}}}]}}"#));
+        assert_eq!(serde_json::from_str::<OutsideRow>(&text).unwrap(), row);
+        // A row that was written before there were versions.
+        let old: OutsideRow =
+            serde_json::from_str(r#"{"number":7,"sender":"@a:b","event":"{}","state":["1"]}"#).unwrap();
+        let shown = Standing { version: 0, via: String::new(), ..row.shown };
+        assert_eq!(old, OutsideRow { number: 7, shown, others: Vec::new() });
+    }
+
+    #[test]
     fn rows_are_read_as_they_were_written() {
         let event = InboundEventRow {
             origin: "b.example".to_owned(),

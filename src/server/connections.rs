@@ -1,7 +1,8 @@
 //! The open connections: how many there are, where they come from, and which of them must end.
 //!
 //! A connection ends by itself if its client sends nothing, stops in the middle of a request, or does not read its
-//! answer. If no place is free, the connection that has been idle for longest makes room for the newcomer.
+//! answer. If no place is free, the connection that has been idle for longest makes room for the newcomer. A request that comes
+//! while it is asked to is answered first.
 
 use std::{
     collections::BTreeMap,
@@ -35,6 +36,8 @@ use crate::{
 pub(super) const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 /// A connection without a request under way ends after this time, so that its place is free.
 const IDLE_MAX: Duration = Duration::from_secs(300);
+/// A connection that is to make room, and has answered what came meanwhile, gets the answer out within this time.
+const LEAVING_MAX: Duration = Duration::from_secs(5);
 /// A connection ends when its client has read nothing of an answer for this long.
 const UNREAD_MAX: Duration = Duration::from_secs(30);
 /// A client that reads fewer bytes than this within `UNREAD_MAX` counts as one that reads nothing.
@@ -81,7 +84,10 @@ struct Activity {
     is_upgraded: bool,
     /// The requests under way, each from its head until the last piece of its answer is taken.
     requests: u32,
-    has_asked: bool,
+    /// The number of requests that have come.
+    begun: u64,
+    /// How many had come when the connection was asked to make room for another one.
+    asked_to_leave: Option<u64>,
     idle_since: Instant,
     last_answer: u64,
     /// When a piece was last taken, for each answer that has a piece left.
@@ -145,7 +151,8 @@ impl Connections {
         let activity = Activity {
             is_upgraded: false,
             requests: 0,
-            has_asked: false,
+            begun: 0,
+            asked_to_leave: None,
             idle_since: env.instant(),
             last_answer: 0,
             taken: BTreeMap::new(),
@@ -170,21 +177,24 @@ impl Connections {
 impl Open {
     /// Asks the connection that has been idle for longest to leave. True if one was asked, now or before.
     fn ask_idle_to_leave(&self, may: impl Fn(&Connection) -> bool) -> bool {
-        let mut longest: Option<(Instant, &Connection)> = None;
-        for connection in self.connections.values().filter(|it| may(it)) {
-            if connection.leaving.is_cancelled() {
+        loop {
+            let mut longest: Option<(Instant, &Connection)> = None;
+            for connection in self.connections.values().filter(|it| may(it)) {
+                let Some(since) = connection.idle_since() else { continue };
+                if connection.leaving.is_cancelled() {
+                    return true;
+                }
+                if longest.is_none_or(|(longest, _)| since < longest) {
+                    longest = Some((since, connection));
+                }
+            }
+            let Some((_, connection)) = longest else { return false };
+            // Where a request has just come, another one is looked for.
+            if connection.ask_to_leave() {
+                tracing::debug!(reason = "another connection needs the place", "connection ended");
                 return true;
             }
-            let Some(since) = connection.idle_since() else { continue };
-            if longest.is_none_or(|(longest, _)| since < longest) {
-                longest = Some((since, connection));
-            }
         }
-        if let Some((_, connection)) = longest {
-            tracing::debug!(reason = "another connection needs the place", "connection ended");
-            connection.leaving.cancel();
-        }
-        longest.is_some()
     }
 }
 
@@ -222,16 +232,25 @@ impl Connection {
         (activity.requests == 0 && !activity.is_upgraded).then_some(activity.idle_since)
     }
 
-    /// Resolves when the connection must end, with the reason for the log.
-    pub(super) async fn must_end(&self) -> &'static str {
-        tokio::select! {
-            biased;
-            () = self.leaving.cancelled() => "another connection needs the place",
-            why = self.overdue() => why,
+    /// Asks the connection to make room for another one. Gives `false` where a request is under way.
+    fn ask_to_leave(&self) -> bool {
+        let mut activity = self.activity.lock();
+        if activity.requests > 0 || activity.is_upgraded {
+            return false;
         }
+        activity.asked_to_leave = Some(activity.begun);
+        drop(activity);
+        self.leaving.cancel();
+        true
     }
 
-    async fn overdue(&self) -> &'static str {
+    /// Resolves when the connection is to make room for another one, so that it takes no further request.
+    pub(super) async fn asked_to_leave(&self) {
+        self.leaving.cancelled().await;
+    }
+
+    /// Resolves when the connection must end, with the reason for the log.
+    pub(super) async fn must_end(&self) -> &'static str {
         loop {
             let now = self.env.instant();
             let (deadline, why) = self.activity.lock().deadline(now);
@@ -239,7 +258,16 @@ impl Connection {
                 return why;
             }
             // The wait is bounded because a request that comes meanwhile may bring a nearer deadline.
-            self.env.sleep(deadline.saturating_duration_since(now).min(UNREAD_MAX)).await;
+            let wait = deadline.saturating_duration_since(now);
+            if self.leaving.is_cancelled() {
+                self.env.sleep(wait.min(LEAVING_MAX)).await;
+                continue;
+            }
+            tokio::select! {
+                biased;
+                () = self.leaving.cancelled() => {}
+                () = self.env.sleep(wait.min(UNREAD_MAX)) => {}
+            }
         }
     }
 
@@ -247,7 +275,7 @@ impl Connection {
     pub(super) fn begin(self: &Arc<Self>) -> Asked {
         let mut activity = self.activity.lock();
         activity.requests += 1;
-        activity.has_asked = true;
+        activity.begun += 1;
         Asked(self.clone())
     }
 
@@ -271,7 +299,12 @@ impl Activity {
         match unread.into_iter().chain(pinned).min() {
             Some(deadline) => (deadline, "the client does not read its answer"),
             None if self.requests > 0 => (now + UNREAD_MAX, "a request is under way"),
-            None if self.has_asked => (self.idle_since + IDLE_MAX, "the connection was idle for too long"),
+            // An answer to what came after it was asked to leave may still be on its way out.
+            None if let Some(begun) = self.asked_to_leave => {
+                let last = if begun == self.begun { now } else { self.idle_since + LEAVING_MAX };
+                (last, "another connection needs the place")
+            }
+            None if self.begun > 0 => (self.idle_since + IDLE_MAX, "the connection was idle for too long"),
             None => (self.idle_since + HEAD_TIMEOUT, "no request came"),
         }
     }

@@ -202,7 +202,7 @@ impl Listening {
         address: IpAddr,
         behind_proxy: bool,
     ) {
-        let (router, watched) = (self.router.clone(), place.connection());
+        let (router, watched, connection) = (self.router.clone(), place.connection(), place.connection());
         let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
             let mut request = request.map(Body::new);
             head::note_host(&mut request);
@@ -243,6 +243,8 @@ impl Listening {
             // An error here is the client's doing: it went away, or does not speak HTTP.
             _ = served.as_mut() => return,
             () = self.stopping.cancelled() => served.as_mut().graceful_shutdown(),
+            // What has come is answered, and nothing after it is read.
+            () = connection.asked_to_leave() => served.as_mut().graceful_shutdown(),
         }
         let _ = served.await;
     }

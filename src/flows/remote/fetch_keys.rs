@@ -286,6 +286,30 @@ mod tests {
     }
 
     #[test]
+    fn many_devices_that_are_asked_for_are_found_among_many_that_are_told() {
+        let devices: serde_json::Map<_, _> =
+            (0..DEVICES_OF_USER_MAX).map(|number| (format!("D{number:05}"), json!({}))).collect();
+        let answer = json!({ "device_keys": { "@bob:b.example": devices } }).to_string();
+        let read = |asked: usize| {
+            // None of these is among those that are told, so that each would be compared with all of them.
+            let ids = (0..asked).map(|number| OwnedDeviceId::from(format!("X{number:05}"))).collect();
+            let wanted = Wanted::from([(bob(), ids)]);
+            let took = |_| {
+                #[expect(
+                    clippy::disallowed_methods,
+                    reason = "the test measures the time that the work takes"
+                )]
+                let began = std::time::Instant::now();
+                assert!(read_keys(&wanted, answer.as_bytes()).unwrap()[&bob()].devices.is_empty());
+                began.elapsed()
+            };
+            (0..3).map(took).min().unwrap()
+        };
+        let (few, many) = (read(1), read(90_000));
+        assert!(many < few * 25, "{few:?} for one, {many:?} for 90,000");
+    }
+
+    #[test]
     fn a_list_has_what_is_of_its_user_and_whole() {
         let answer = json!({
             "user_id": "@bob:b.example", "stream_id": 7,

@@ -243,4 +243,50 @@ mod tests {
         let snapshot = store.snapshot();
         assert!(!schema::INVITED.contains(&*snapshot, (BOB, "a.example", RoomNum(8))).unwrap());
     }
+
+    #[test]
+    fn a_new_invitation_takes_the_place_of_one_of_who_has_more_or_is_further_away() {
+        let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
+        let judge = |server: &str| {
+            let snapshot = store.snapshot();
+            judge(&*snapshot, (BOB, server), None).unwrap()
+        };
+        // Two servers share a room with Bob, and a thousand others have one invitation each.
+        write(&store, |batch| {
+            let row = UserRoomRow {
+                membership: Membership::Join,
+                since: Position::ZERO,
+                event: EventNum(0),
+                forgotten: false,
+                left: None,
+                forgotten_below: None,
+            };
+            schema::USER_ROOM.put(batch, (BOB, RoomNum(9_000)), &row.into());
+            for near in ["near.example", "next.example"] {
+                schema::SERVER_MEMBERS.put(batch, (RoomNum(9_000), near), &1.into());
+            }
+            // It is only said that this one does.
+            schema::SERVER_MEMBERS.put(batch, (RoomNum(9_000), "named.example"), &0.into());
+        });
+        for room in 0..OF_USER_MAX as u64 {
+            write(&store, |batch| invite(batch, room, &format!("s{room:04}.example")));
+        }
+        assert_eq!(judge("new.example"), Admission::Full, "nobody has more than it would");
+        assert_eq!(judge("named.example"), Admission::Full);
+        assert_eq!(judge("near.example"), Admission::InPlaceOf(RoomNum(0), "s0000.example".to_owned()));
+        // Those that are near hold all, one of them nearly all of it.
+        for room in 0..OF_USER_MAX as u64 {
+            let server = match room {
+                0..200 => "near.example".to_owned(),
+                _ => format!("n{room:04}.example"),
+            };
+            write(&store, |batch| {
+                invite(batch, room, &server);
+                schema::SERVER_MEMBERS.put(batch, (RoomNum(9_000), server.as_str()), &1.into());
+            });
+        }
+        assert_eq!(judge("new.example"), Admission::Full, "strangers push nobody out who is nearer");
+        assert_eq!(judge("near.example"), Admission::Full, "it has its part");
+        assert_eq!(judge("next.example"), Admission::InPlaceOf(RoomNum(0), "near.example".to_owned()));
+    }
 }

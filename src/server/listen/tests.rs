@@ -2,6 +2,7 @@
 
 use axum::routing::get;
 use bytes::Bytes;
+use futures_util::FutureExt;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
     net::TcpStream,
@@ -21,6 +22,22 @@ async fn listening() -> Listening {
         .route("/nothing", get(|| async {}))
         .route("/slow", get(|| async { std::future::pending::<String>().await }));
     Listening::new(env, Metrics::new(), router, CancellationToken::new(), &Limits::default())
+}
+
+/// Listens with so many places, for requests that are answered after 20 seconds, with a body of so many bytes.
+fn listening_with(places: u32, bytes: usize) -> Listening {
+    let env = Env::simulated(1, 0);
+    let waits = env.clone();
+    let late = move || {
+        let env = waits.clone();
+        async move {
+            env.sleep(Duration::from_secs(20)).await;
+            Bytes::from(vec![b'x'; bytes])
+        }
+    };
+    let router = Router::new().route("/small", get(|| async { "small" })).route("/late", get(late));
+    let limits = Limits { connections_max: places, ..Limits::default() };
+    Listening::new(env, Metrics::new(), router, CancellationToken::new(), &limits)
 }
 
 async fn connect(all: &Listening) -> DuplexStream {
@@ -50,6 +67,50 @@ async fn a_client_that_does_not_finish_its_request_is_left() {
         let seconds = ends_after(&all, &mut client).await;
         assert!(seconds <= HEAD_TIMEOUT.as_secs() + 1, "{said:?}: {seconds}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_comes_while_its_connection_is_to_make_room_is_answered() {
+    for (path, bytes) in [("/small", 5), ("/late", 5), ("/late", LARGE)] {
+        let all = listening_with(1, bytes);
+        let mut client = connect(&all).await;
+        client.write_all(b"GET /small HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"small") {
+            client.read_buf(&mut answer).await.unwrap();
+        }
+        all.env.sleep(Duration::from_secs(1)).await;
+        // The request is there before the connection, which was idle until now, looks for it and at who needs its place.
+        client.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await.unwrap();
+        let mut newcomer = Box::pin(all.connections.admit(None));
+        assert!((&mut newcomer).now_or_never().is_none(), "there is one place");
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).await.unwrap();
+        assert!(answer.starts_with(b"HTTP/1.1 200"), "{path}: {} bytes", answer.len());
+        assert!(answer.len() > bytes, "{path}: {} bytes", answer.len());
+        assert!(newcomer.await.is_some());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_connection_makes_room_at_once_and_another_does_where_it_has_become_busy() {
+    let all = listening_with(2, 5);
+    let (mut first, mut second) = (connect(&all).await, connect(&all).await);
+    first.write_all(b"GET /small HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    all.env.sleep(Duration::from_secs(1)).await;
+    second.write_all(b"GET /late HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    first.write_all(b"GET /late HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    let (began, mut newcomer) = (all.env.instant(), Box::pin(all.connections.admit(None)));
+    assert!((&mut newcomer).now_or_never().is_none());
+    assert!(newcomer.await.is_some());
+    let waited = all.env.instant().saturating_duration_since(began).as_secs();
+    assert!((20..=21).contains(&waited), "both have a request under way: {waited}");
+    let mut third = connect(&all).await;
+    third.write_all(b"GET /small HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    all.env.sleep(Duration::from_secs(30)).await;
+    let (began, newcomer) = (all.env.instant(), all.connections.admit(None).await);
+    assert!(newcomer.is_some());
+    assert_eq!(all.env.instant(), began, "an idle one makes room at once");
 }
 
 #[tokio::test(start_paused = true)]

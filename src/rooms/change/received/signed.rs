@@ -595,6 +595,24 @@ mod tests {
     }
 
     #[test]
+    fn an_event_without_its_hash_or_without_signatures_is_one_that_nobody_has_signed() {
+        for version in [1, 5, 11, 12] {
+            let (_, event) = message(version);
+            for gone in [&["hashes"][..], &["signatures"], &["hashes", "signatures"]] {
+                let mut event = event.clone();
+                gone.iter().for_each(|field| drop(event.as_object_mut().unwrap().remove(*field)));
+                let why = come(version, &event).err().unwrap();
+                assert_eq!(
+                    why.kind,
+                    ruma::api::error::ErrorKind::Forbidden,
+                    "{version} {gone:?}: {}",
+                    why.message
+                );
+            }
+        }
+    }
+
+    #[test]
     fn odd_bytes_are_refused() {
         let deep = format!("{{\"content\":{}1{}}}", "[".repeat(20_000), "]".repeat(20_000));
         let (_, event) = message(11);
