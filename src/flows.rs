@@ -39,7 +39,7 @@ use crate::{
     sync::{Ephemeral, Notifier, Polls},
 };
 
-/// Whoever asks a server that stops comes back after this time.
+/// Those who ask a server that stops come back after this time.
 const STOPS_FOR: Duration = Duration::from_secs(10);
 
 /// A handle to everything that a use case works with. It is cheap to clone, for clones share it.

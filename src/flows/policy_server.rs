@@ -48,7 +48,7 @@ pub(crate) const HELD_MAX: Duration = Duration::from_secs(600);
 /// the store at all (`flows/remote/staged.rs`). Further ones wait there without that, for as long as any event may. Nobody's events
 /// are given up for want of room here.
 const HELD_COUNT_MAX: usize = 50_000;
-/// Of the events of one server at most this many are noted, as many as it may have in the store.
+/// At most this many events of one server are noted, as many as it may have in the store.
 const HELD_OF_SERVER_MAX: usize = 2_000;
 /// Look for notes that have come to nothing at most this often.
 const HELD_SWEPT_EVERY: Duration = Duration::from_secs(10);
@@ -437,7 +437,7 @@ mod tests {
         for number in 0..HELD_OF_SERVER_MAX {
             assert!(matches!(hold(number, began), Judged::Later));
         }
-        // What finds no room waits nevertheless, and without a bound here.
+        // An event that finds no room waits nevertheless, and without a bound here.
         assert!(matches!(hold(HELD_OF_SERVER_MAX, began), Judged::Later));
         assert!(matches!(hold(HELD_OF_SERVER_MAX, began + HELD_MAX), Judged::Later));
         assert!(

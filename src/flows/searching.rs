@@ -159,7 +159,7 @@ impl Searching {
     }
 
     /// Says how far the index has come, for an operator. Errors: 404 where search is switched off.
-    pub fn status(&self, store: &Store) -> Result<SearchStatus> {
+    pub fn progress(&self, store: &Store) -> Result<SearchStatus> {
         let shared = self.require()?.0;
         let reached = *shared.reached.borrow();
         Ok(SearchStatus {

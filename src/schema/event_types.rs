@@ -64,6 +64,10 @@ pub const IGNORED_USER_LIST: &str = "m.ignored_user_list";
 pub const PUSH_RULES: &str = "m.push_rules";
 /// Account data: where a user means to go on reading a room.
 pub const FULLY_READ: &str = "m.fully_read";
+/// Receipt: up to where a user has read, for everybody in the room.
+pub const READ: &str = "m.read";
+/// Receipt: up to where a user has read, for the user alone.
+pub const READ_PRIVATE: &str = "m.read.private";
 
 /// Account data: whom a user lets invite them.
 pub const INVITE_PERMISSIONS: &str = "m.invite_permission_config";

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ids::{Order, Position},
+    schema::event_types::{READ, READ_PRIVATE},
     store::{
         Fault,
         key::{Decoder, Encoder, Key, Value, expect_layout},
@@ -26,8 +27,8 @@ impl ReceiptKind {
     /// The name that the specification gives this kind.
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Public => "m.read",
-            Self::Private => "m.read.private",
+            Self::Public => READ,
+            Self::Private => READ_PRIVATE,
         }
     }
 }

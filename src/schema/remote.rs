@@ -157,7 +157,7 @@ impl Value for OutboxRow {
 pub struct OutsideRow {
     /// The number by which the user's row in `USER_ROOM` names this one. No event of the room has it.
     pub number: u64,
-    /// What the user is shown.
+    /// The part that the user is shown.
     #[serde(flatten)]
     pub shown: Standing,
     /// All else that stands and is not shown, the oldest first: invitations by users of further servers, and a knock.

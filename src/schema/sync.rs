@@ -144,7 +144,7 @@ pub type RoomSteps = Vec<(u64, Option<RoomSent>)>;
 /// read and deleted quickly, and a step writes the shares alone that it touches.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ConnectionRooms {
-    /// The rooms, rising.
+    /// The rooms of the connection, rising.
     pub rooms: Vec<(RoomNum, RoomSteps)>,
 }
 

@@ -243,7 +243,7 @@ impl Listening {
             // An error here is the client's doing: it went away, or does not speak HTTP.
             _ = served.as_mut() => return,
             () = self.stopping.cancelled() => served.as_mut().graceful_shutdown(),
-            // What has come is answered, and nothing after it is read.
+            // The request that has come is answered, and nothing after it is read.
             () = connection.asked_to_leave() => served.as_mut().graceful_shutdown(),
         }
         let _ = served.await;

@@ -705,7 +705,7 @@ async fn a_server_that_names_thousands_of_others_has_us_tell_a_bounded_number_of
     assert_eq!(texts(&told_b), ["one", "two"], "the state shows that it is in the room");
     assert_eq!(updates(&told_b).len(), 1);
     assert_eq!(texts(&scene.asked), ["one", "two"], "what was told is not told again");
-    // Whoever turned out not to be there is tried no more, though events of ours wait for them.
+    // A server that turned out not to be there is tried no more, though events of ours wait for it.
     scene.pause(4_000).await;
     scene.net.take_looked_up();
     say("three").await;

@@ -440,7 +440,7 @@ async fn encrypted_rooms_are_left_out() {
     alice.say(&room, "2", "needle in the clear").await;
     let none = search(&alice, "needle", json!({})).await;
     assert_eq!((&none["results"], &none["count"]), (&json!([]), &json!(0)));
-    let status = server.server().app().searching.status(&server.server().app().store).unwrap();
+    let status = server.server().app().searching.progress(&server.server().app().store).unwrap();
     assert_eq!((status.documents, status.lag), (0, 0), "nothing of the room is kept");
 }
 
@@ -458,7 +458,7 @@ async fn what_an_erased_user_wrote_is_not_found() {
     });
     alice.ok_post("/account/deactivate", json!({ "auth": auth, "erase": true })).await;
     assert_eq!(found(&bob, "needle").await, [of_bob]);
-    let status = server.server().app().searching.status(&server.server().app().store).unwrap();
+    let status = server.server().app().searching.progress(&server.server().app().store).unwrap();
     assert_eq!(status.documents, 1, "nothing that she wrote is kept");
 }
 
@@ -642,5 +642,5 @@ async fn messages_whose_lifetime_is_over_leave_the_index() {
     assert_eq!(search(&alice, "needle", json!({})).await["count"], 2);
     app.env.sleep(std::time::Duration::from_secs(13 * 60 * 60)).await;
     assert_eq!(found(&alice, "needle").await, [late]);
-    assert_eq!(app.searching.status(&app.store).unwrap().documents, 1);
+    assert_eq!(app.searching.progress(&app.store).unwrap().documents, 1);
 }

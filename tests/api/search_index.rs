@@ -50,14 +50,14 @@ async fn the_index_is_built_anew_on_demand_and_says_how_far_it_is() {
     assert_eq!(search(&alice, "needle", json!({})).await["count"], 29);
     let app = server.server().app();
     app.searching.begin_anew().await.unwrap();
-    let status = app.searching.status(&app.store).unwrap();
+    let status = app.searching.progress(&app.store).unwrap();
     assert_eq!((status.documents, status.is_filling), (0, true));
     // Events that come while the index is filled are in it, too, and once.
     sent.push(alice.say(&room, "late", "needle").await);
     redact(&alice, &room, &sent.remove(1), "r2").await;
     assert_eq!(search(&alice, "needle", json!({})).await["count"], 29);
     assert_eq!(found(&alice, "changed").await, [edited]);
-    let status = app.searching.status(&app.store).unwrap();
+    let status = app.searching.progress(&app.store).unwrap();
     assert_eq!((status.documents, status.lag, status.is_filling), (30, 0, false));
 }
 

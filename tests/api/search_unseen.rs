@@ -9,7 +9,7 @@ use crate::{
 
 const TERM: &str = "zebrafish";
 
-/// What eve is told by a search for a word that stands in as many messages that are hidden from her, `secrets` of which another user wrote.
+/// The answer to a search of eve for a word that stands in as many messages that are hidden from her, `secrets` of which another user wrote.
 async fn told(hidden: usize, secrets: usize, order_by: &str, group_by: Value) -> Value {
     let server = TestServer::with(|config| config.search.enabled = true);
     let (alice, bob, eve) =

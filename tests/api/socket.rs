@@ -353,7 +353,7 @@ async fn news_come_by_themselves_one_after_the_other() {
     assert!(socket.is_silent().await, "a wrong ack changes nothing");
     assert_eq!(socket.ok("ack", json!({ "pos": second["next_batch"] })).await, json!({}));
     assert_eq!(socket.errcode("ack", json!({ "pos": second["next_batch"] })).await, "M_INVALID_PARAM");
-    // What happens while the client waits is told at once.
+    // News that comes while the client waits is told at once.
     assert!(socket.is_silent().await);
     let began = listens.env().instant();
     send("2").await;
@@ -440,7 +440,7 @@ async fn a_second_sync_takes_the_place_of_the_first() {
     socket.ack(&second).await;
     let third = socket.news().await;
     assert_eq!(timeline(&third, &room).len(), 1);
-    // Of two that are asked at once, each is answered and one tells.
+    // Two polls that are asked at once are both answered and one tells.
     let since = third["next_batch"].clone();
     alice.ok_put(&format!("{path}0"), text("y")).await;
     for id in ["a", "b"] {

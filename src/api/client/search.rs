@@ -1,4 +1,4 @@
-//! Searches in messages.
+//! The endpoint by which clients search in messages.
 
 use ruma::api::client::{filter::RoomEventFilter, search::search_events};
 use serde::Deserialize;

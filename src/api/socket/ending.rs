@@ -19,7 +19,7 @@ pub(super) enum Ending {
     TooLarge,
     /// The server has a fault.
     Failed,
-    /// The server stops.
+    /// The server stops, and clients come back later.
     Stopping,
     /// A newer socket of the device took the place.
     Replaced,

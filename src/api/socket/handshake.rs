@@ -25,7 +25,7 @@ const BEARER: &[u8] = b"bearer.";
 /// This is put after the client's key, so that only who knows of WebSockets can answer it.
 const ACCEPT_SUFFIX: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
-/// Opens a socket.
+/// Opens a socket for a request that asks for one.
 pub(crate) struct OpenSocket;
 
 impl Endpoint for OpenSocket {

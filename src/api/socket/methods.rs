@@ -9,6 +9,7 @@ use crate::{
     api::checked::Checked,
     error::Refusal,
     json::{JsonText, Object},
+    schema::event_types::{FULLY_READ, READ, READ_PRIVATE},
 };
 
 /// An id of a request has at most this many bytes as it is written, because the server keeps it until it has answered.
@@ -239,7 +240,7 @@ fn read_call(name: &str, params: &Params, user: &UserId) -> Result<Call, Refusal
             in_room(Method::POST, &["receipt", &kind, &event], params.body(&["thread_id"]))
         }
         "read_markers" => {
-            let body = params.body(&["m.fully_read", "m.read", "m.read.private"]);
+            let body = params.body(&[FULLY_READ, READ, READ_PRIVATE]);
             in_room(Method::POST, &["read_markers"], body)
         }
         "to_device" => {

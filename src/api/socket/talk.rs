@@ -43,7 +43,7 @@ const STOP_TAKES_MAX: Duration = Duration::from_millis(500);
 /// A token whose end is further away than this is looked at again then.
 const EXPIRY_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// One socket.
+/// One socket, while its client talks.
 struct Talk<S> {
     session: Session,
     place: Place,

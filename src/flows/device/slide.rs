@@ -22,7 +22,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Answers a request to sliding sync: as soon as something is new, or when the time is up.
 ///
-/// What the answer changes of its connection is noted and not waited for: a note that is lost in a crash makes the client begin
+/// The changes that the answer makes to its connection are noted and not waited for: a note that is lost in a crash makes the client begin
 /// anew, as `M_UNKNOWN_POS` tells it. Errors: those of [`Polls::slide`](crate::sync::Polls::slide); busy, if requests of the same
 /// connection overtake each other.
 pub async fn slide(app: &App, caller: &Caller, ask: &SlidingAsk, timeout: Duration) -> Result<Answered> {

@@ -426,9 +426,9 @@ pub async fn operate(
         Command::MakeKey => Outcome::KeyMade(signing_keys::make(app).await?),
         Command::RebuildSearch => {
             app.searching.begin_anew().await?;
-            Outcome::SearchBegun(app.searching.status(&app.store)?)
+            Outcome::SearchBegun(app.searching.progress(&app.store)?)
         }
-        Command::SearchStatus => Outcome::SearchIs(app.searching.status(&app.store)?),
+        Command::SearchStatus => Outcome::SearchIs(app.searching.progress(&app.store)?),
         Command::RetryServer { server } => Outcome::ServerRetried(federation::retry(app, &server)?),
         Command::CheckServer { server } => {
             Outcome::ServerChecked(Box::new(federation::check(app, &server).await?))

@@ -149,7 +149,7 @@ async fn fill_from(fetch: &mut Fetch<'_>, server: &ServerName, join: &Join, want
         fetched = fetching => fetched?,
         () = app.env.sleep(FETCHING_TAKES_MAX) => return Err(fault("it did not give the state in time")),
     };
-    // What came is worked on in a place. Until there is one it counts as an answer, for a bounded time.
+    // The state that came is worked on in a place. Until there is one it counts as an answer, for a bounded time.
     let _place = tokio::select! {
         biased;
         place = app.completing.place(ids.state.len()) => place,

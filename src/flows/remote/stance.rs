@@ -10,7 +10,7 @@ use crate::{
     store::Read,
 };
 
-/// What a user was to a room when they asked to join it.
+/// The relation that a user had to a room when they asked to join it.
 #[derive(Clone, Debug)]
 pub(super) struct Stance {
     user: UserNum,

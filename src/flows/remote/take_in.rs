@@ -322,7 +322,7 @@ impl Gap<'_> {
                     if waits_for_held(&app, waits) {
                         return Ok(Outcome::Held);
                     }
-                    // What the events that allow it forbid is rejected whatever the state before it is. Those that stand on it get a
+                    // An event that its own auth events forbid is rejected whatever the state before it is. Those that stand on it get a
                     // state that is fetched, as if it were missing.
                     let mut outcome = ingest::outliers::reject_by_auth(&app, room, waits.clone()).await?;
                     if !matches!(outcome, Outcome::Outlier(_)) {

@@ -224,7 +224,7 @@ fn list_rooms(
     for row in members::list_user_rooms(read, caller.user)? {
         let (room, row) = row?;
         if let Some(upto) = seen_upto(&row).filter(|_| is_wanted(room)) {
-            // What the caller may not see is no candidate: it would take the place of one that they may see, and they would notice.
+            // A message that the caller may not see is no candidate: it would take the place of one that they may see, and they would notice.
             let mut seen = Sight::of(read, room, caller.user, &caller.user_id)?.seen(read)?;
             seen.retain_mut(|(first, last)| {
                 *last = upto.anchor.min(*last);

@@ -1,3 +1,5 @@
+//! Searches in indexes that are made for them.
+
 use std::collections::BTreeSet;
 
 use tantivy::directory::RamDirectory;

@@ -1,3 +1,5 @@
+//! The texts that are left in an index, and in its files, when events change and when it is opened again.
+
 use std::{collections::BTreeSet, path::Path};
 
 use tantivy::{Directory as _, directory::RamDirectory};
