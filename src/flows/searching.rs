@@ -269,7 +269,7 @@ async fn run(app: App, shared: Arc<Shared>, progress: Progress, mut written: wat
 /// Reads on once, and commits if it is time to.
 async fn turn(app: &App, shared: &Arc<Shared>, reading: &mut Reading, fails: u32) -> Result<Followed> {
     let is_asked_for = shared.is_to_begin_anew.swap(false, Ordering::Relaxed);
-    let is_broken = shared.index.is_damaged() || (fails > 0 && fails % FAILS_MAX == 0);
+    let is_broken = shared.index.is_damaged() || (fails > 0 && fails.is_multiple_of(FAILS_MAX));
     if is_asked_for || is_broken {
         tracing::info!(is_asked_for, "the index of search is built anew");
         begin_anew(app, shared, reading).await?;

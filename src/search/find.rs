@@ -467,7 +467,7 @@ impl Collector for Best {
                 *found.counts.entry(scope.room).or_default() += count;
             }
         }
-        found.candidates.sort_by(|one, other| other.key.cmp(&one.key));
+        found.candidates.sort_by_key(|candidate| Reverse(candidate.key));
         found.is_more |= found.candidates.len() > CANDIDATES_MAX;
         found.candidates.truncate(CANDIDATES_MAX);
         Ok(found)

@@ -135,7 +135,7 @@ async fn messages_that_were_scheduled_before_a_suspension_are_not_sent() {
     bob.ok_put(&path(1), json!({ "body": "later" })).await;
     set(&admin, "suspend", &bob.user_id, true).await;
     assert_eq!(code(&bob.put(&path(2), json!({ "body": "x" })).await), (403, "M_USER_SUSPENDED"));
-    tokio::time::sleep(std::time::Duration::from_secs(10)).await;
+    server.server().app().env.sleep(std::time::Duration::from_secs(10)).await;
     let page = alice.ok_get(&format!("{V3}/rooms/{room}/messages?dir=b")).await;
     let events = page["chunk"].as_array().unwrap();
     assert!(events.iter().all(|event| event["type"] != "m.room.message"), "{events:?}");

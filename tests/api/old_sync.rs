@@ -199,14 +199,14 @@ async fn the_stream_waits_for_news_of_every_kind() {
     assert!(started.elapsed() >= Duration::from_secs(5));
 
     let wait = |stream: Stream| {
-        tokio::spawn(async move {
+        server.begin(async move {
             let mut stream = stream;
             let events = stream.next_within(60_000).await;
             (stream, events)
         })
     };
     let waiting = wait(stream);
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    env(&server).sleep(Duration::from_secs(1)).await;
     let event = say(&bob, &room, "hello").await;
     let (stream, events) = waiting.await.unwrap();
     assert_eq!(texts(&events), ["hello"]);
@@ -308,11 +308,11 @@ async fn a_stranger_looks_into_a_room_that_is_open_to_all() {
     stream.query = format!("&room_id={room}");
     stream.from = Some(answer["messages"]["end"].as_str().unwrap().to_owned());
     assert_eq!(stream.next().await, Vec::<Value>::new());
-    let waiting = tokio::spawn(async move {
+    let waiting = server.begin(async move {
         let events = stream.next_within(60_000).await;
         (stream, events)
     });
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    env(&server).sleep(Duration::from_secs(1)).await;
     say(&alice, &room, "mice").await;
     let (mut stream, told) = waiting.await.unwrap();
     assert_eq!(texts(&told), ["mice"]);

@@ -650,9 +650,9 @@ async fn a_join_that_hangs_when_the_server_stops_is_nobodys_fault() {
     let (server, bob, _, net) = against(&room, honest()).await;
     net.weather("5.9.0.1:8448", Weather::Silent, Duration::ZERO);
     let (id, asks) = (room.room_id.to_string(), bob.clone());
-    let joins = tokio::spawn(async move { try_join(&asks, &id).await });
+    let mut joins = server.begin(async move { try_join(&asks, &id).await });
     server.server().app().env.sleep(Duration::from_secs(5)).await;
-    assert!(!joins.is_finished());
+    assert!(joins.try_recv().is_err());
     server.server().stop().await.unwrap();
     let (status, told) = joins.await.unwrap();
     assert_eq!(status, StatusCode::TOO_MANY_REQUESTS, "{told}");

@@ -117,7 +117,11 @@ async fn texts_are_found_by_their_words_in_the_fields_that_are_asked_for() {
         let more = json!({ "keys": [key], "order_by": "recent" });
         assert_eq!(ids(&search(&alice, "martians", more).await), expected, "{key}");
     }
-    assert_eq!(found(&alice, "men martians").await, [message.clone()], "all words must be there");
+    assert_eq!(
+        found(&alice, "men martians").await,
+        std::slice::from_ref(&message),
+        "all words must be there"
+    );
     assert_eq!(found(&alice, "martians women").await, Vec::<String>::new());
     assert_eq!(found(&alice, "mart").await.len(), 4, "a word stands for those that begin with it");
     assert_eq!(found(&alice, "me").await, Vec::<String>::new(), "a short one for itself alone");
@@ -392,11 +396,11 @@ async fn redacted_text_is_not_found_and_an_edited_message_is_found_by_its_newest
     let message = alice.say(&room, "1", "first words").await;
     let other = alice.say(&room, "2", "first other").await;
     redact(&alice, &room, &other, "r1").await;
-    assert_eq!(found(&alice, "first").await, [message.clone()]);
+    assert_eq!(found(&alice, "first").await, std::slice::from_ref(&message));
     assert_eq!(found(&alice, "other").await, Vec::<String>::new());
     let one = edit(&alice, &room, "3", &message, "second words").await;
     assert_eq!(found(&alice, "first").await, Vec::<String>::new());
-    assert_eq!(found(&alice, "second").await, [message.clone()]);
+    assert_eq!(found(&alice, "second").await, std::slice::from_ref(&message));
     let edited = search(&alice, "second", json!({})).await;
     let bundled = &edited["results"][0]["result"]["unsigned"]["m.relations"]["m.replace"];
     assert_eq!(bundled["content"]["m.new_content"]["body"], "second words", "{edited}");
@@ -404,21 +408,21 @@ async fn redacted_text_is_not_found_and_an_edited_message_is_found_by_its_newest
     // Somebody who left before an edit does not find it by what it says, and neither what it took the place of.
     leave(&bob, &room).await;
     let two = edit(&alice, &room, "4", &message, "third words").await;
-    assert_eq!(found(&alice, "third").await, [message.clone()]);
+    assert_eq!(found(&alice, "third").await, std::slice::from_ref(&message));
     assert_eq!(found(&bob, "third").await, Vec::<String>::new());
     assert_eq!(search(&bob, "third", json!({})).await["count"], 0);
     // Where an edit is redacted, the one before it counts again; and then the message itself.
     redact(&alice, &room, &two, "r2").await;
     assert_eq!(found(&alice, "third").await, Vec::<String>::new());
-    assert_eq!(found(&alice, "second").await, [message.clone()]);
+    assert_eq!(found(&alice, "second").await, std::slice::from_ref(&message));
     redact(&alice, &room, &one, "r3").await;
     assert_eq!(found(&alice, "second").await, Vec::<String>::new());
-    assert_eq!(found(&alice, "first").await, [message.clone()]);
+    assert_eq!(found(&alice, "first").await, std::slice::from_ref(&message));
     // An edit and its redaction that are read together.
     let three = edit(&alice, &room, "5", &message, "fourth words").await;
     redact(&alice, &room, &three, "r4").await;
     assert_eq!(found(&alice, "fourth").await, Vec::<String>::new());
-    assert_eq!(found(&alice, "first").await, [message.clone()]);
+    assert_eq!(found(&alice, "first").await, std::slice::from_ref(&message));
     redact(&alice, &room, &message, "r5").await;
     assert_eq!(found(&alice, "words").await, Vec::<String>::new());
     // Nobody edits the messages of others.
@@ -513,7 +517,11 @@ async fn a_room_that_is_named_stands_for_those_that_it_replaced() {
     let after = alice.say(&new, "2", "needle").await;
     let in_new = json!({ "filter": { "rooms": [new] }, "order_by": "recent" });
     assert_eq!(ids(&search(&alice, "needle", in_new.clone()).await), [after.clone(), before.clone()]);
-    assert_eq!(ids(&search(&bob, "needle", in_new).await), [after.clone()], "bob was never in the old room");
+    assert_eq!(
+        ids(&search(&bob, "needle", in_new).await),
+        std::slice::from_ref(&after),
+        "bob was never in the old room"
+    );
     let only_old = json!({ "filter": { "rooms": [old] } });
     assert_eq!(ids(&search(&alice, "needle", only_old).await), [before]);
     let without = json!({ "filter": { "rooms": [new], "not_rooms": [old] } });
@@ -552,7 +560,7 @@ async fn hostile_searches_are_refused_or_harmless() {
             assert_eq!(id, sent, "{term}");
         }
     }
-    assert_eq!(found(&alice, "body:secret").await, [sent.clone()], "signs are no syntax");
+    assert_eq!(found(&alice, "body:secret").await, std::slice::from_ref(&sent), "signs are no syntax");
     assert_eq!(found(&alice, "NOT secret").await, Vec::<String>::new(), "words are words");
     let (long, many) = ("x".repeat(2_001), (0..41).map(|number| format!("w{number} ")).collect::<String>());
     for (term, more, needs) in [

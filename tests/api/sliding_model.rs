@@ -251,7 +251,7 @@ impl Listener {
         let timeline = news["timeline"]["events"].as_array().unwrap();
         let is_steady = |event: &Shown| event.1.as_ref().is_none_or(|sender| !ignored.contains(sender));
         let told: Vec<Shown> = timeline.iter().map(shown).filter(is_steady).collect();
-        let shown: Vec<Shown> = known.events.iter().cloned().filter(is_steady).collect();
+        let shown: Vec<Shown> = known.events.iter().filter(|event| is_steady(event)).cloned().collect();
         let common = told.len().min(shown.len());
         assert_eq!(shown[shown.len() - common..], told[told.len() - common..], "{who}");
         if known.is_whole && news["timeline"]["limited"] != true {

@@ -118,6 +118,16 @@ impl TestServer {
         &self.server
     }
 
+    /// Begins some work beside the test, and gives what answers when it is done.
+    pub(crate) fn begin<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> tokio::sync::oneshot::Receiver<T> {
+        let (tell, told) = tokio::sync::oneshot::channel();
+        self.server.app().env.spawn(async move { drop(tell.send(work.await)) });
+        told
+    }
+
     /// Sends a request as it is.
     pub(crate) async fn send(&self, request: Request<Body>) -> Response<Body> {
         self.send_from([192, 0, 2, 1], request).await

@@ -359,12 +359,15 @@ fn list_keys(room: &RoomWindow<'_, '_>, low: &str, high: Option<&str>) -> Result
     named_keys(room, low, high)?.map(|row| row.map(|(_, key)| key)).collect()
 }
 
+/// A row of the keys of a room: its type and state key, and its number.
+type NamedKey = ((RoomNum, String, String), StateKeyNum);
+
 /// The keys whose types are in `[low, high)`, by type and state key. Without `high`, the range has no upper end.
 pub(super) fn named_keys<'r>(
     room: &RoomWindow<'r, '_>,
     low: &str,
     high: Option<&str>,
-) -> Result<impl Iterator<Item = Result<((RoomNum, String, String), StateKeyNum), Fault>> + 'r, Fault> {
+) -> Result<impl Iterator<Item = Result<NamedKey, Fault>> + 'r, Fault> {
     let num = room.num;
     let high = high.map_or((RoomNum(num.0.saturating_add(1)), ""), |high| (num, high));
     let (low, high) = (Bound::Included((num, low)), Bound::Excluded(high));

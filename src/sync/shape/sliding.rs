@@ -150,7 +150,7 @@ impl<'a, 'w> Answer<'a, 'w> {
     }
 
     /// Sets the messages that wait for the device, and the token by which it confirms them.
-    pub(crate) fn to_device(&mut self, messages: &[Bytes], next_batch: &str) {
+    pub(crate) fn messages_to_device(&mut self, messages: &[Bytes], next_batch: &str) {
         let mut json = Object::new();
         json.text("next_batch", next_batch);
         json.list("events", messages.iter().map(|message| JsonRef::stored(message)));

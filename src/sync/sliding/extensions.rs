@@ -165,6 +165,6 @@ fn to_device(window: &Window<'_>, ask: &SlidingAsk, answer: &mut Answer<'_, '_>)
         sticky: None,
         device: Some(SyncToken::mark(caller.user, caller.device)),
     };
-    answer.to_device(&inbox.messages, &next.to_string());
+    answer.messages_to_device(&inbox.messages, &next.to_string());
     Ok(!inbox.messages.is_empty())
 }
