@@ -352,7 +352,9 @@ impl Change {
         if header.state_key.is_some() {
             graph::put_auth_edges(&mut self.batch, self.num, event, &header.auth);
         }
-        if header.state_key.is_none() && !header.unseen {
+        // Nothing is noted where messages are known to be kept for ever, as they are in most rooms.
+        let is_kept = self.lifetime == Some(Lifetime(None));
+        if header.state_key.is_none() && !header.unseen && !is_kept {
             self.messages.push((stored.order, header.sent_ms));
         }
         // An event that clients do not see is not shown with the event that it refers to, either.

@@ -11,10 +11,9 @@ pub const POWER_LEVELS: &str = "m.room.power_levels";
 pub const JOIN_RULES: &str = "m.room.join_rules";
 /// State: says who sees what was sent before they came.
 pub const HISTORY_VISIBILITY: &str = "m.room.history_visibility";
-/// State: for how long the room's messages are kept (MSC1763).
-pub const RETENTION: &str = "m.room.retention";
-/// [`RETENTION`], by the name that it has until the proposal is accepted.
-pub const RETENTION_UNSTABLE: &str = "org.matrix.msc1763.retention";
+/// State: for how long the room's messages are kept (MSC1763), by its name, and by the one that it has until the proposal is accepted. The
+/// first that is set counts.
+pub const RETENTION: [&str; 2] = ["m.room.retention", "org.matrix.msc1763.retention"];
 /// State: whether guests may come in.
 pub const GUEST_ACCESS: &str = "m.room.guest_access";
 /// State: the alias that the room goes by, and its other aliases.

@@ -11,19 +11,12 @@ use ruma::{
     },
 };
 
-use http::Method;
 use serde::Deserialize;
 use serde_json::json;
 
 use crate::{
     accounts::users,
-    api::{
-        Routes,
-        extract::{Client, Endpoint},
-        policy::Guests,
-        raw::Raw,
-        reply::RawJson,
-    },
+    api::{Routes, extract::Client, policy::Guests, raw::Raw, reply::RawJson},
     error::{Refusal, Result},
     flows::{
         App,
@@ -204,18 +197,11 @@ pub(crate) async fn get_member_events(
     look::members(&app, &client.caller, &request.room_id, wanted).await
 }
 
-/// The endpoint at its stable path; ruma knows the unstable path only.
-pub(crate) struct MutualRooms;
-
-impl Endpoint for MutualRooms {
-    fn method() -> Method {
-        Method::GET
-    }
-
-    fn paths() -> Vec<&'static str> {
-        vec!["/_matrix/client/v1/mutual_rooms"]
-    }
-}
+endpoint!(
+    /// The endpoint at its stable path; ruma knows the unstable path only.
+    MutualRooms, GET,
+    "/_matrix/client/v1/mutual_rooms"
+);
 
 /// A page has at most this many rooms; `next_batch` leads to the rest.
 const ROOMS_A_PAGE: usize = 500;

@@ -3,17 +3,10 @@
 
 use std::{str::FromStr, time::Duration};
 
-use http::Method;
 use ruma::{OwnedEventId, OwnedRoomId, presence::PresenceState};
 
 use crate::{
-    api::{
-        Routes,
-        extract::{Client, Endpoint},
-        policy::Guests,
-        raw::Raw,
-        reply::RawJson,
-    },
+    api::{Routes, extract::Client, policy::Guests, raw::Raw, reply::RawJson},
     error::{Refusal, Result},
     flows::{
         App,
@@ -33,57 +26,29 @@ pub(crate) fn routes(r: &mut Routes) {
     r.client(one_event).limit(Limit::Read);
 }
 
-/// The endpoint that tells everything at once; ruma does not know it.
-pub(crate) struct InitialSync;
+endpoint!(
+    /// The endpoint that tells everything at once; ruma does not know it.
+    InitialSync, GET,
+    "/_matrix/client/v3/initialSync"
+);
 
-impl Endpoint for InitialSync {
-    fn method() -> Method {
-        Method::GET
-    }
+endpoint!(
+    /// The endpoint that tells one room as it is; ruma does not know it.
+    RoomInitialSync, GET,
+    "/_matrix/client/v3/rooms/{room_id}/initialSync"
+);
 
-    fn paths() -> Vec<&'static str> {
-        vec!["/_matrix/client/v3/initialSync"]
-    }
-}
+endpoint!(
+    /// The stream of events; ruma knows only its form for one room.
+    Events, GET,
+    "/_matrix/client/v3/events"
+);
 
-/// The endpoint that tells one room as it is; ruma does not know it.
-pub(crate) struct RoomInitialSync;
-
-impl Endpoint for RoomInitialSync {
-    fn method() -> Method {
-        Method::GET
-    }
-
-    fn paths() -> Vec<&'static str> {
-        vec!["/_matrix/client/v3/rooms/{room_id}/initialSync"]
-    }
-}
-
-/// The stream of events; ruma knows only its form for one room.
-pub(crate) struct Events;
-
-impl Endpoint for Events {
-    fn method() -> Method {
-        Method::GET
-    }
-
-    fn paths() -> Vec<&'static str> {
-        vec!["/_matrix/client/v3/events"]
-    }
-}
-
-/// The endpoint that gives an event without naming its room; ruma does not know it.
-pub(crate) struct OneEvent;
-
-impl Endpoint for OneEvent {
-    fn method() -> Method {
-        Method::GET
-    }
-
-    fn paths() -> Vec<&'static str> {
-        vec!["/_matrix/client/v3/events/{event_id}"]
-    }
-}
+endpoint!(
+    /// The endpoint that gives an event without naming its room; ruma does not know it.
+    OneEvent, GET,
+    "/_matrix/client/v3/events/{event_id}"
+);
 
 /// Reads a parameter of the query, or takes the default. Refuses what is not of its kind: 400 `M_INVALID_PARAM`.
 fn query<R, T: FromStr>(request: &Raw<R>, name: &str, kind: &str, default: T) -> Result<T> {

@@ -1,15 +1,9 @@
 //! Tells clients for how long this server keeps messages (MSC1763).
 
-use http::Method;
 use serde_json::{Map, Value, json};
 
 use crate::{
-    api::{
-        Routes,
-        extract::{Client, Endpoint},
-        raw::Raw,
-        reply::RawJson,
-    },
+    api::{Routes, extract::Client, raw::Raw, reply::RawJson},
     error::Result,
     flows::{App, limits::Limit},
     rooms::retention::Limits,
@@ -19,18 +13,11 @@ pub(crate) fn routes(r: &mut Routes) {
     r.client(configuration).limit(Limit::Read);
 }
 
-/// The endpoint by its unstable path; it has no stable one yet, and ruma does not know it.
-pub(crate) struct Configuration;
-
-impl Endpoint for Configuration {
-    fn method() -> Method {
-        Method::GET
-    }
-
-    fn paths() -> Vec<&'static str> {
-        vec!["/_matrix/client/unstable/org.matrix.msc1763/retention/configuration"]
-    }
-}
+endpoint!(
+    /// The endpoint by its unstable path; it has no stable one yet, and ruma does not know it.
+    Configuration, GET,
+    "/_matrix/client/unstable/org.matrix.msc1763/retention/configuration"
+);
 
 /// `GET /_matrix/client/unstable/org.matrix.msc1763/retention/configuration`
 pub(crate) async fn configuration(app: App, _client: Client<Raw<Configuration>>) -> Result<RawJson> {

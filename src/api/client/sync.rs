@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use http::Method;
 use ruma::{
     api::client::{
         filter::FilterDefinition,
@@ -15,7 +14,7 @@ use crate::{
     accounts::{Caller, filters},
     api::{
         Routes,
-        extract::{Client, Endpoint},
+        extract::Client,
         policy::{Body, Guests, KIB},
         raw::Raw,
         reply::Polled,
@@ -110,18 +109,11 @@ fn require_filter(app: &App, caller: &Caller, id: &str) -> Result<(FilterDefinit
     filter.ok_or_else(|| Refusal::invalid_param("`filter` names no filter that you have stored.").into())
 }
 
-/// The path that sliding sync has by MSC4186 once it is in the specification. ruma does not know it yet.
-pub(crate) struct SlidingSync;
-
-impl Endpoint for SlidingSync {
-    fn method() -> Method {
-        Method::POST
-    }
-
-    fn paths() -> Vec<&'static str> {
-        vec!["/_matrix/client/v4/sync"]
-    }
-}
+endpoint!(
+    /// The path that sliding sync has by MSC4186 once it is in the specification. ruma does not know it yet.
+    SlidingSync, POST,
+    "/_matrix/client/v4/sync"
+);
 
 /// `POST /_matrix/client/v4/sync`
 pub(crate) async fn sliding_sync(app: App, client: Client<Raw<SlidingSync>>) -> Result<Polled> {

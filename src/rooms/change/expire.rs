@@ -14,11 +14,7 @@ use crate::{
         retention::{Lifetime, Limits},
     },
     schema,
-    schema::{
-        event_types::{RETENTION, RETENTION_UNSTABLE},
-        jobs::Job,
-        rooms::RetentionRow,
-    },
+    schema::{event_types::RETENTION, jobs::Job, rooms::RetentionRow},
     store::{Direction, Fault, LogEntry, Read, tail, timer},
 };
 
@@ -50,19 +46,14 @@ impl Change {
         if let Some(known) = self.lifetime.filter(|_| !self.sets_lifetime()) {
             return Ok(known);
         }
-        let mut said = self.state(RETENTION, "")?;
-        if said.is_none() {
-            said = self.state(RETENTION_UNSTABLE, "")?;
-        }
+        let said = first_set(|name| self.state(name, ""))?;
         let lifetime = limits.lifetime(said.as_ref().map(|event| &*event.parsed.content));
         self.lifetime = Some(lifetime);
         Ok(lifetime)
     }
 
     fn sets_lifetime(&self) -> bool {
-        self.set.keys().any(|(event_type, key)| {
-            key.is_empty() && [RETENTION, RETENTION_UNSTABLE].contains(&event_type.as_str())
-        })
+        self.set.keys().any(|(event_type, key)| key.is_empty() && RETENTION.contains(&event_type.as_str()))
     }
 
     /// Follows what this change does to lifetimes: expires those of its messages that are over already, and sets the room's timer.
@@ -217,12 +208,14 @@ fn end_of(sent_ms: u64, lifetime_ms: u64, now_ms: u64) -> u64 {
     }
 }
 
+/// Finds the event by which a room says for how long its messages are kept.
+fn first_set<E>(mut find: impl FnMut(&str) -> Result<Option<E>, Fault>) -> Result<Option<E>, Fault> {
+    RETENTION.into_iter().find_map(|name| find(name).transpose()).transpose()
+}
+
 /// Whether the messages of a room are to be looked at anew, because their lifetime is not the one by which it was last done.
 pub fn is_review_due(read: &(impl Read + ?Sized), room: RoomNum, limits: &Limits) -> Result<bool, Fault> {
-    let mut said = find_state(read, room, RETENTION, "")?;
-    if said.is_none() {
-        said = find_state(read, room, RETENTION_UNSTABLE, "")?;
-    }
+    let said = first_set(|name| find_state(read, room, name, ""))?;
     let content = said.as_ref().and_then(|stored| serde_json::from_str(stored.row.content()).ok());
     let Lifetime(lifetime_ms) = limits.lifetime(content);
     let row = schema::RETENTION.get(read, room)?;
