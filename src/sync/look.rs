@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use crate::{
     ids::{Order, Position, RoomNum},
-    rooms::{members, visibility::Reader},
+    rooms::{event, members, visibility::Reader},
     schema,
     schema::rooms::{Membership, Place, Resident, RoomRow, UserRoomRow},
     store::Fault,
@@ -243,7 +243,7 @@ fn is_told(window: &Window<'_>, num: RoomNum, user_row: &UserRoomRow, data: &Dat
     let goes_on = window.since.is_some_and(|token| token.invites.is_some());
     let begins = window.since.is_none() || (window.ask.full_state && is_outside && !goes_on);
     if begins {
-        return Ok(is_outside || window.ask.filter.include_leave);
+        return Ok(is_outside || window.ask.filter.include_leave || was_removed(window, num, user_row)?);
     }
     if !is_outside && window.ask.filter.include_leave && !data.is_empty() {
         return Ok(true);
@@ -254,6 +254,19 @@ fn is_told(window: &Window<'_>, num: RoomNum, user_row: &UserRoomRow, data: &Dat
         return Ok(true);
     }
     Ok(came_at(window, num, user_row)?.is_some_and(|own| own > known))
+}
+
+/// Whether somebody else ended the user's stay in a room. Clients want to hear of that without having asked for rooms that were left, or
+/// a user who is banned before the first answer never learns of it. A ban from a room that the user was never in is no news of theirs.
+fn was_removed(window: &Window<'_>, num: RoomNum, user_row: &UserRoomRow) -> Result<bool, Fault> {
+    if user_row.left.is_none() {
+        return Ok(false);
+    }
+    if user_row.membership == Membership::Ban {
+        return Ok(true);
+    }
+    let event = event::find(window.read, num, user_row.event)?;
+    Ok(event.is_some_and(|event| event.row.sender() != window.ask.caller.user_id.as_str()))
 }
 
 /// The order of the event that made the user what they are to the room. `None` if it is not one that is told.

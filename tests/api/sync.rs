@@ -343,13 +343,32 @@ async fn invites_knocks_and_leaves_have_their_sections() {
     let timeline = events(&banned, "leave", &room, "timeline");
     assert_eq!(timeline.len(), 1, "{banned}");
     assert_eq!(timeline[0]["content"]["membership"], "ban");
+    // Somebody else ended the stay, which the client is told without having asked for rooms that were left.
     let mut anew = Chain::of(&bob);
-    assert!(anew.next().await.get("rooms").is_none());
+    assert_eq!(events(&anew.next().await, "leave", &room, "timeline").last().unwrap(), &timeline[0]);
     let mut with_left = Chain::filtered(&bob, json!({ "room": { "include_leave": true } }));
     assert!(with_left.next().await["rooms"]["leave"].get(&room).is_some());
     must(&bob, &room, "forget", json!({})).await;
     let mut forgotten = Chain::filtered(&bob, json!({ "room": { "include_leave": true } }));
     assert!(forgotten.next().await.get("rooms").is_none());
+    assert!(Chain::of(&bob).next().await.get("rooms").is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_first_answer_tells_who_was_removed_and_not_who_left_or_was_never_in() {
+    let server = TestServer::new();
+    let (alice, bob, kicked) = room_of_two(&server).await;
+    must(&alice, &kicked, "kick", json!({ "user_id": bob.user_id })).await;
+    let left = create_room(&alice, json!({ "preset": "public_chat" })).await;
+    must(&bob, &left, "join", json!({})).await;
+    must(&bob, &left, "leave", json!({})).await;
+    for way in ["ban", "kick"] {
+        let never = create_room(&alice, json!({ "invite": [bob.user_id] })).await;
+        must(&alice, &never, way, json!({ "user_id": bob.user_id })).await;
+    }
+    let told = Chain::of(&bob).next().await;
+    let rooms: Vec<_> = told["rooms"]["leave"].as_object().unwrap().keys().collect();
+    assert_eq!(rooms, [&kicked]);
 }
 
 #[tokio::test(start_paused = true)]
