@@ -15,6 +15,7 @@ mod fetch_keys;
 pub(crate) mod forget;
 pub mod gaps;
 mod hand_over;
+mod held;
 pub(crate) mod hierarchy;
 pub(crate) mod history;
 pub(crate) mod identify;
@@ -78,6 +79,8 @@ pub struct Remote {
     strangers: Arc<strangers::Strangers>,
     /// The rooms of other servers that users of ours are coming into.
     pub(crate) joining: join::Joining,
+    /// The events of rooms that users of ours are coming into.
+    held: held::Held,
     /// The questions that anybody may have us ask.
     pub(crate) asking: ask::Asking,
     /// The device lists of users of other servers that are to be asked for again.
@@ -125,6 +128,7 @@ impl Remote {
             ring,
             strangers: Arc::default(),
             joining: join::Joining::default(),
+            held: held::Held::default(),
             asking: ask::Asking::default(),
             lists: lists::Lists::default(),
             answers: ask_keys::AnswerMemory::default(),

@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use crate::support::{
     TestClient, TestServer, encoded,
     federated::Federated,
-    network::doors,
-    scripted::{Elsewhere, Tamper, honest},
+    network::{Peer, doors},
+    scripted::{ALICE, Elsewhere, Made, Tamper, honest},
 };
 
 /// The server under test in a network with the one server of a room.
@@ -195,14 +195,17 @@ async fn a_server_that_takes_a_join_and_says_nothing_holds_nobody_up() {
     server.assert_whole();
 }
 
+/// The paths that a server was asked for, with the bodies.
+type Notes = Arc<std::sync::Mutex<Vec<(String, Value)>>>;
+
+/// Whether a server was asked for something of this name.
+fn was_asked(notes: &Notes, endpoint: &str) -> bool {
+    notes.lock().unwrap().iter().any(|(path, _)| path.split('/').nth(4) == Some(endpoint))
+}
+
 /// Puts a server into the network that gives templates for a room, takes joins, and answers those after this time. Gives what it was asked,
 /// and how many joins it has not answered that somebody still waits for.
-fn serve_late(
-    net: &Net,
-    env: &aqueduct::env::Env,
-    room: &Elsewhere,
-    after: Duration,
-) -> (Arc<std::sync::Mutex<Vec<String>>>, Arc<()>) {
+fn serve_late(net: &Net, env: &aqueduct::env::Env, room: &Elsewhere, after: Duration) -> (Notes, Arc<()>) {
     let (asked, open) = (Arc::new(std::sync::Mutex::new(Vec::new())), Arc::new(()));
     let (notes, waits, env, room) = (Arc::clone(&asked), Arc::clone(&open), env.clone(), room.clone());
     net.host("evil.example", &["6.6.6.6"]);
@@ -211,7 +214,7 @@ fn serve_late(
         let body: Value = serde_json::from_slice(arrived.request.body()).unwrap_or(Value::Null);
         let user = path.rsplit('/').next().unwrap().replace("%40", "@").replace("%3A", ":");
         let endpoint = path.split('/').nth(4).unwrap_or_default().to_owned();
-        notes.lock().unwrap().push(endpoint.clone());
+        notes.lock().unwrap().push((path.clone(), body.clone()));
         let told = match &*endpoint {
             "make_join" => room.template(&user, "join"),
             "make_leave" => room.template(&user, "leave"),
@@ -240,7 +243,7 @@ async fn the_first_server_that_lets_a_user_in_ends_what_is_asked_of_others() {
     let path = format!("/join/{}?via=evil.example&via=a.example", encoded(room.room_id.as_str()));
     bob.ok_post(&path, json!({})).await;
     env.sleep(Duration::from_secs(1)).await;
-    assert!(asked.lock().unwrap().contains(&"send_join".to_owned()));
+    assert!(was_asked(&asked, "send_join"));
     assert_eq!(Arc::strong_count(&open), idle, "nobody waits for the other any more");
     bob.ok_post(&format!("/rooms/{}/leave", encoded(room.room_id.as_str())), json!({})).await;
     env.sleep(Duration::from_secs(300)).await;
@@ -277,7 +280,56 @@ async fn a_late_answer_brings_nobody_back_who_has_left_or_whose_account_has_ende
         let num = aqueduct::rooms::find_room(&*snapshot, &room.room_id).unwrap().unwrap();
         let us = aqueduct::rooms::members::is_server_joined(&*snapshot, num, "test.example").unwrap();
         assert!(!us, "nobody of ours is in the room");
-        assert!(asked.lock().unwrap().contains(&"send_leave".to_owned()), "the other server is told");
+        assert!(was_asked(&asked, "send_leave"), "the other server is told");
+        server.assert_whole();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_others_tell_of_a_room_before_the_answer_to_a_join_is_taken_in_with_it() {
+    for (comes_back, is_kicked) in [(false, false), (false, true), (true, true)] {
+        let mut room = Elsewhere::new(11);
+        let (server, bob, _asked, net) = against(&room, honest()).await;
+        let (app, path) = (server.server().app().clone(), encoded(room.room_id.as_str()));
+        if comes_back {
+            assert_eq!(try_join(&bob, room.room_id.as_str()).await.0, StatusCode::OK);
+            bob.ok_post(&format!("/rooms/{path}/leave"), json!({})).await;
+        }
+        let (asked, _open) = serve_late(&net, &app.env, &room, Duration::from_secs(8));
+        let at = api(&format!("/join/{path}?via=evil.example"));
+        let peer = Peer::unheard("a.example", 9);
+        let other = Peer::new(&net, "b.example", "7.7.7.7", 7);
+        let tell = async {
+            app.env.sleep(Duration::from_secs(2)).await;
+            let sent = asked.lock().unwrap().iter().find(|(path, _)| path.contains("/send_join/")).cloned();
+            let (at, json) = sent.unwrap();
+            let id = at.rsplit('/').next().unwrap().replace("%24", "$").as_str().try_into().unwrap();
+            let member = Made { id, json };
+            room.events.push(member.clone());
+            room.state.insert(("m.room.member".to_owned(), bob.user_id.clone()), member);
+            let mut told =
+                vec![room.add("m.room.message", None, json!({ "msgtype": "m.text", "body": "early" }))];
+            if is_kicked {
+                let kick = json!({ "membership": "leave", "reason": "no" });
+                told.push(room.add("m.room.member", Some(&bob.user_id), kick));
+            }
+            let mut pdus: Vec<_> = told.iter().map(|made| made.json.clone()).collect();
+            let (status, results) = peer.transact(&server, "1", &pdus, &[]).await;
+            assert_eq!(status, StatusCode::OK);
+            let all_taken = told.iter().all(|made| results["pdus"][made.id.as_str()] == json!({}));
+            assert!(all_taken, "{results}");
+            // Another server has no say in events that are not its users'.
+            pdus[0] = room.event(ALICE, "m.room.message", None, json!({ "body": "not theirs" })).json;
+            let (status, _) = other.transact(&server, "1", &pdus[..1], &[]).await;
+            assert_eq!(status, StatusCode::OK);
+        };
+        let (joined, ()) = tokio::join!(bob.post(&at, json!({})), tell);
+        assert_eq!(joined.0, StatusCode::OK, "{joined:?}");
+        app.env.sleep(Duration::from_secs(10)).await;
+        let is_in = !rooms_of(&bob).await.is_empty();
+        assert_eq!(is_in, !is_kicked, "coming back: {comes_back}");
+        let page = bob.ok_get(&format!("/rooms/{path}/messages?dir=b&limit=50")).await.to_string();
+        assert!(page.contains("early") && !page.contains("not theirs"), "{page}");
         server.assert_whole();
     }
 }

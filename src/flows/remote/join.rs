@@ -29,7 +29,9 @@ use crate::{
             brought::{self, Answered},
             candidates::{Candidates, find_here},
             hand_over::{is_unknown, may_have_acted, put, put_with},
-            left_out, staged,
+            held::Holding,
+            left_out, receive,
+            staged::{self, InBatch},
             stance::Stance,
             take_back,
             take_in::{Silence, take_in},
@@ -161,6 +163,16 @@ struct Asked {
     stance: Stance,
     /// The servers that have taken the join, or may have.
     taken: Mutex<BTreeSet<OwnedServerName>>,
+    /// The events that other servers tell of the room meanwhile.
+    holding: Holding,
+}
+
+impl Asked {
+    fn new(app: &App, user: UserNum, wanted: Wanted) -> Result<Self> {
+        let stance = Stance::find(&*app.store.snapshot(), user, &wanted.room_id)?;
+        let holding = app.remote.held.begin(&wanted.room_id);
+        Ok(Self { user, wanted, stance, taken: Mutex::default(), holding })
+    }
 }
 
 /// Joins a room by way of other servers. It goes on when the requester hangs up, because others may believe by then that the user
@@ -174,9 +186,8 @@ pub(crate) async fn join(
     alone: Alone,
 ) -> Result<()> {
     let (tell, told) = oneshot::channel();
-    let stance = Stance::find(&*app.store.snapshot(), user, &wanted.room_id)?;
     let under_way = app.remote.joining.begin(&wanted.room_id, user);
-    let asked = Arc::new(Asked { user, wanted, stance, taken: Mutex::default() });
+    let asked = Arc::new(Asked::new(app, user, wanted)?);
     let owned = app.clone();
     app.env.spawn(async move {
         let joined = ask_in_turn(&owned, &asked, candidates).await;
@@ -252,7 +263,7 @@ async fn take_back(app: &App, asked: &Asked, under_way: &UnderWay, why: &Error) 
 }
 
 /// Joins by way of this server.
-async fn join_by(app: &App, asked: &Asked, server: &ServerName, template: &Template) -> Result<()> {
+async fn join_by(app: &App, asked: &Arc<Asked>, server: &ServerName, template: &Template) -> Result<()> {
     let (user, wanted) = (asked.user, &asked.wanted);
     if let Some(goes_on) = find_going_on(app, wanted, template)? {
         if goes_on.is_banned {
@@ -297,18 +308,20 @@ async fn join_by(app: &App, asked: &Asked, server: &ServerName, template: &Templ
         let servers = others.chain([server.to_string()]).collect();
         base = base.without_members(Omitted { us: us.to_owned(), servers });
     }
-    let (owned, stance) = (app.clone(), asked.stance.clone());
+    let (owned, asked) = (app.clone(), Arc::clone(asked));
     let after = move |change: &mut Change| {
         // Nothing of the room changes in its turn, and what this turn writes is not seen yet.
-        stance.require_same(&owned.store.view())?;
+        asked.stance.require_same(&owned.store.view())?;
         left_out::remember(&owned, change, &left_out)?;
+        let held = store_held(&owned, change, &asked)?;
         let completes = change.row.incomplete().is_some().then(|| {
             let job = Job::CompleteState { room: change.num };
             jobs::promise(&owned, &mut change.batch, &job)
         });
-        Ok((carry_over::promise(&owned, change, user)?, completes))
+        Ok((carry_over::promise(&owned, change, user)?, completes, held))
     };
-    let (promised, completes) = base::join(app, base, events, event, after).await?;
+    let (promised, completes, held) = base::join(app, base, events, event, after).await?;
+    drop(held);
     jobs::begin(app, completes);
     jobs::keep(app, promised).await?;
     drop(place);
@@ -345,7 +358,7 @@ fn find_going_on(app: &App, wanted: &Wanted, template: &Template) -> Result<Opti
 /// would say nothing that is not here, so that the room goes on as it is, and its members are those before the earlier join.
 async fn come_back(
     app: &App,
-    asked: &Asked,
+    asked: &Arc<Asked>,
     num: RoomNum,
     (server, template): (&ServerName, &Template),
 ) -> Result<()> {
@@ -371,9 +384,8 @@ pub(crate) async fn vouched(
     alone: Alone,
 ) -> Result<()> {
     let (tell, told) = oneshot::channel();
-    let stance = Stance::find(&*app.store.snapshot(), user, &wanted.room_id)?;
     let under_way = app.remote.joining.begin(&wanted.room_id, user);
-    let asked = Asked { user, wanted, stance, taken: Mutex::default() };
+    let asked = Arc::new(Asked::new(app, user, wanted)?);
     let owned = app.clone();
     app.env.spawn(async move {
         let vouched = async {
@@ -401,7 +413,7 @@ pub(crate) async fn vouched(
 
 async fn vouched_by(
     app: &App,
-    asked: &Asked,
+    asked: &Arc<Asked>,
     num: RoomNum,
     server: &ServerName,
     template: &Template,
@@ -435,7 +447,13 @@ async fn claim(app: &App, num: RoomNum) -> Result<JoinClaim> {
 }
 
 /// Takes in the join of a user of ours that another server has let into a room which this server is in.
-async fn enter(app: &App, asked: &Asked, num: RoomNum, server: &ServerName, event: Received) -> Result<()> {
+async fn enter(
+    app: &App,
+    asked: &Arc<Asked>,
+    num: RoomNum,
+    server: &ServerName,
+    event: Received,
+) -> Result<()> {
     asked.stance.require_same(&app.store.view())?;
     let user = asked.user;
     let (id, json) = (event.id().to_owned(), event.json().clone());
@@ -454,10 +472,19 @@ async fn enter(app: &App, asked: &Asked, num: RoomNum, server: &ServerName, even
             return Err(Error::Busy { retry_after: AGAIN });
         }
     }
-    let owned = app.clone();
-    let promised =
-        commit::beside_room(app, num, move |change| carry_over::promise(&owned, change, user)).await?;
+    let (owned, asked) = (app.clone(), Arc::clone(asked));
+    let promise = move |change: &mut Change| {
+        Ok((carry_over::promise(&owned, change, user)?, store_held(&owned, change, &asked)?))
+    };
+    let (promised, held) = commit::beside_room(app, num, promise).await?;
+    drop(held);
     jobs::keep(app, promised).await
+}
+
+/// Stores the events that other servers told of the room since the join was asked for, to be taken in like others that waited.
+fn store_held(app: &App, change: &mut Change, asked: &Asked) -> Result<InBatch> {
+    let events = receive::sort_held(change, asked.holding.take())?;
+    Ok(staged::stage_in_batch(app, change, events))
 }
 
 /// Sends the event of a join, in the older form of the endpoint where the server does not know the newer one. Notes that the server has

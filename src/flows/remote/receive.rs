@@ -28,6 +28,7 @@ use tokio::sync::oneshot;
 use super::{
     edus,
     ended::{self, Ended},
+    held::{Held, HeldEvent},
     judge::{self, Coming, Fate, within},
     old_rows,
     remembered::{self, Lines},
@@ -40,7 +41,7 @@ use crate::{
     json::{JsonText, Object},
     rooms::{
         self, acl,
-        change::{Signed, completes},
+        change::{Change, Signed, completes},
         event, members,
     },
     schema::{
@@ -306,7 +307,10 @@ async fn take_events(
         return Ok((Results::new(), false));
     }
     let (owned, of) = (app.clone(), origin.clone());
-    let sort = move || sort(&owned.store.snapshot(), &owned.config.server.name, &of, &pdus);
+    let sort = move || {
+        let us = &owned.config.server.name;
+        sort(&owned.store.snapshot(), us, &of, &pdus, &owned.remote.held)
+    };
     let Sorted { mut results, rooms, ended, refused } = app.env.blocking(sort).await?;
     (0..refused).for_each(|_| app.metrics.inbound_event("refused"));
     let judged = join_all(rooms.into_iter().map(|(room, of_room)| async move {
@@ -325,8 +329,14 @@ async fn take_events(
 }
 
 /// Looks at each event by itself: whether its room is one of ours and admits the server that sends it, whether it has the form
-/// of an event, and whether it is here already.
-fn sort(snapshot: &Snapshot, us: &ServerName, origin: &ServerName, pdus: &[Bytes]) -> Result<Sorted> {
+/// of an event, and whether it is here already. Events of a room that somebody of ours is coming into are held.
+fn sort(
+    snapshot: &Snapshot,
+    us: &ServerName,
+    origin: &ServerName,
+    pdus: &[Bytes],
+    held: &Held,
+) -> Result<Sorted> {
     let mut sorted = Sorted::default();
     // In the first versions of rooms servers choose ids, so that an event is named by its room, too.
     let (mut rooms, mut seen) = (BTreeMap::new(), BTreeSet::new());
@@ -348,6 +358,10 @@ fn sort(snapshot: &Snapshot, us: &ServerName, origin: &ServerName, pdus: &[Bytes
             if seen.insert((Some(num), ended.signed.unverified().id.clone())) {
                 sorted.ended.push(ended);
             }
+            continue;
+        }
+        if known.is_none() && claim.room.as_deref().is_some_and(|room| held.hold(room, origin, pdu)) {
+            sorted.results.extend(claim.guess_id(pdu).map(|id| (id, None)));
             continue;
         }
         let coming = match (num, known) {
@@ -412,6 +426,23 @@ fn look_at_room(
     }
     let admits = |row| acl::admits(snapshot, num, origin).map(|admits| (row, admits));
     admits(row).map(Some)
+}
+
+/// Reads the events that were held while a join of this room was under way, and leaves out those that would have been refused.
+pub(super) fn sort_held(
+    change: &Change,
+    events: Vec<HeldEvent>,
+) -> Result<Vec<(OwnedServerName, Signed)>, Fault> {
+    let mut sorted = Vec::with_capacity(events.len());
+    for HeldEvent { origin, json } in events {
+        if !acl::admits(&change.batch, change.num, &origin)? {
+            continue;
+        }
+        let signed = Signed::read(change.num, &change.row, &json).ok();
+        let signed = signed.filter(|signed| why_not_sent_by(signed, &origin).is_none());
+        sorted.extend(signed.map(|signed| (origin, signed)));
+    }
+    Ok(sorted)
 }
 
 /// Why an event is not this server's to send, where it is not. A server sends the events of its own users. A resident server also tells the

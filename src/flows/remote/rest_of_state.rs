@@ -28,7 +28,7 @@ use crate::{
     },
     schema::{
         event_types::{CREATE, MEMBER},
-        rooms::PartialState,
+        rooms::{Membership, PartialState},
     },
     store::{Fault, Snapshot, timer::Timer},
 };
@@ -165,6 +165,7 @@ async fn fill_from(fetch: &mut Fetch<'_>, server: &ServerName, join: &Join, want
         ids.state.push(at.clone());
     }
     let (owned, state, partial) = (app.clone(), ids.state.clone(), partial.clone());
+    let via = partial.via.clone();
     // Events that an earlier stay leaves out are not remembered, because they could not be told from those of now.
     let later = if *is_earlier { Default::default() } else { fetch.unbelieved.list_later() };
     let (row, mut later) = (fetch.row.clone(), later);
@@ -192,11 +193,18 @@ async fn fill_from(fetch: &mut Fetch<'_>, server: &ServerName, join: &Join, want
         }
         Ok(Some((compared, left_out)))
     };
-    let (Compared { unknown, mut lacking }, left_out) = app
+    let (Compared { unknown, mut lacking, deserted }, left_out) = app
         .env
         .blocking(compare)
         .await?
         .ok_or_else(|| fault("it gave a state without the create event of the room"))?;
+    let is_all_here = lacking.is_empty() && left_out.is_empty();
+    if let Some(deserted) = deserted.filter(|_| is_all_here && !may_lack && *server != *via) {
+        // Who let us in is believed more, and mostly comes back.
+        return Err(fault(&format!(
+            "it gave a state with nobody of {deserted}, who is in the room by the word of {via}"
+        )));
+    }
     // Nothing is lost that is tried again later.
     lacking.retain(|id| !left_out.contains_key(id));
     if states::lacks_much(lacking.len(), ids.state.len()) {
@@ -222,19 +230,26 @@ struct Compared {
     unknown: Vec<(StateKeyNum, StateValue)>,
     /// The ids of the events that are not here.
     lacking: BTreeSet<OwnedEventId>,
+    /// A server that is said to have somebody in the room, of whom neither this state nor this server knows.
+    deserted: Option<String>,
 }
 
-/// The number of an event of a state and of its key; `None` for an event that is not here. A rejected event is given none.
-fn find(
-    read: &Snapshot,
-    (room, version): (RoomNum, u8),
-    id: &EventId,
-) -> Result<Option<(Option<StateKeyNum>, EventNum)>, Fault> {
+/// An event of a state, as it is kept here.
+struct Found {
+    /// The number of its key; none for a rejected event.
+    key: Option<StateKeyNum>,
+    num: EventNum,
+    is_join: bool,
+}
+
+/// Finds an event of a state; `None` for an event that is not here.
+fn find(read: &Snapshot, (room, version): (RoomNum, u8), id: &EventId) -> Result<Option<Found>, Fault> {
     let Some(key) = event::parse_event_id(id, room, version) else { return Ok(None) };
-    let Some(event) = event::find_key(read, room, &key)? else { return Ok(None) };
-    let kept = event::require_kept(read, room, event)?;
-    let is_rejected = states::is_rejected(read, room, event)?;
-    Ok(Some((kept.row.header.state_key.filter(|_| !is_rejected), event)))
+    let Some(num) = event::find_key(read, room, &key)? else { return Ok(None) };
+    let kept = event::require_kept(read, room, num)?;
+    let is_rejected = states::is_rejected(read, room, num)?;
+    let is_join = kept.membership() == Some(Membership::Join);
+    Ok(Some(Found { key: kept.row.header.state_key.filter(|_| !is_rejected), num, is_join }))
 }
 
 /// Compares a state that a server gave with what is known of the state before our join; `None` for a state of another room. Of members the whole state is right, of others what we were joined with: the join was judged by
@@ -245,10 +260,13 @@ fn list_unknown(
     ids: &[OwnedEventId],
     partial: &PartialState,
 ) -> Result<Option<Compared>> {
-    let (mut brought, mut lacking) = (BTreeMap::new(), BTreeSet::new());
+    let (mut brought, mut lacking, mut joined) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
     for id in ids {
         match find(read, (room, version), id)? {
-            Some((key, event)) => brought.extend(key.map(|key| (key, event))),
+            Some(Found { key, num, is_join }) => {
+                brought.extend(key.map(|key| (key, num)));
+                joined.extend(key.filter(|_| is_join));
+            }
             None => drop(lacking.insert(id.clone())),
         }
     }
@@ -279,5 +297,9 @@ fn list_unknown(
             unknown.push((*key, StateValue::Absent));
         }
     }
-    Ok(Some(Compared { unknown, lacking }))
+    let inhabited = of_members.iter().filter(|(key, _)| joined.contains(key));
+    let inhabited: BTreeSet<&str> = inhabited.filter_map(|(_, user)| Some(user.split_once(':')?.1)).collect();
+    let claimed = members::list_claimed_servers(read, room)?;
+    let deserted = claimed.into_iter().find(|server| *server != partial.us && !inhabited.contains(&**server));
+    Ok(Some(Compared { unknown, lacking, deserted }))
 }

@@ -27,7 +27,10 @@ use crate::{
     error::{Error, Result},
     flows::{App, write},
     ids::RoomNum,
-    rooms::{self, change::Signed},
+    rooms::{
+        self,
+        change::{Change, Signed},
+    },
     schema::{
         self,
         remote::InboundEventRow,
@@ -274,6 +277,54 @@ pub(super) async fn stage(
     app.metrics.queue_depth("inbound", app.staged.count());
     begin(app, room, at_once);
     Ok(kept)
+}
+
+/// Events of a room that the batch of a change stores. When this is dropped, and not before, the batch has been accepted or not: the
+/// events are tried then, or count no longer.
+pub(super) struct InBatch {
+    app: App,
+    room: RoomNum,
+    events: Vec<(u64, OwnedEventId)>,
+}
+
+impl Drop for InBatch {
+    fn drop(&mut self) {
+        let view = self.app.store.view();
+        for (number, name) in &self.events {
+            // A row that cannot be read is there: its worker says what is wrong.
+            let is_there =
+                schema::INBOUND_EVENT.get(&view, (self.room, *number)).map_or(true, |row| row.is_some());
+            if !is_there {
+                self.app.staged.0.lock().remove(self.room, name);
+            }
+        }
+        begin(&self.app, self.room, true);
+    }
+}
+
+/// Adds events of a room to the batch of a change to it, so that they wait from when the change counts; there may be no room for some of them.
+pub(super) fn stage_in_batch(
+    app: &App,
+    change: &mut Change,
+    events: Vec<(OwnedServerName, Signed)>,
+) -> InBatch {
+    let room = change.num;
+    let mut in_batch = InBatch { app: app.clone(), room, events: Vec::with_capacity(events.len()) };
+    let mut queues = app.staged.0.lock();
+    for (origin, signed) in events {
+        let (id, json) = (signed.name(), signed.json().clone());
+        let is_here = queues.rooms.get(&room).is_some_and(|queue| queue.waiting.contains_key(&id));
+        if is_here || !queues.has_room_for(room, (OF_ROOM, OF_ORIGIN_IN_ROOM), &origin, json.len()) {
+            continue;
+        }
+        let number = queues.add(room, &origin, id.clone(), json.len());
+        let (origin, received_ms) = (origin.to_string(), app.env.now_ms());
+        let row = InboundEventRow { origin, id: id.clone(), received_ms, json };
+        schema::INBOUND_EVENT.put(&mut change.batch, (room, number), &row);
+        in_batch.events.push((number, id));
+    }
+    drop(queues);
+    in_batch
 }
 
 async fn write_rows(app: &App, room: RoomNum, rows: Vec<(u64, InboundEventRow)>) -> Result<()> {
