@@ -9,12 +9,13 @@ use std::{
     time::Duration,
 };
 
-use ruma::{EventId, OwnedEventId, OwnedServerName, ServerName};
+use ruma::{OwnedEventId, OwnedServerName, ServerName};
 
 use super::{
     brought,
     fetch::{Budget, Fetch},
-    gaps, left_out, states,
+    gaps, left_out,
+    states::{self, Named},
 };
 use crate::{
     error::{Error, Result},
@@ -28,7 +29,7 @@ use crate::{
     },
     schema::{
         event_types::{CREATE, MEMBER},
-        rooms::{Membership, PartialState},
+        rooms::PartialState,
     },
     store::{Fault, Snapshot, timer::Timer},
 };
@@ -107,9 +108,9 @@ async fn fill(app: &App, room: RoomNum, wanted: &Wanted) -> Result<()> {
         Ok(Join { num, id: parsed.parsed.id.clone(), prev: parsed.parsed.prev.clone() })
     };
     let join = app.env.blocking(find).await?;
-    let mut failed = None;
+    let (mut failed, mut fullest) = (None, states::Fullest::default());
     for server in fetch.servers.clone() {
-        match fill_from(&mut fetch, &server, &join, wanted).await {
+        match fill_from(&mut fetch, &server, &join, wanted, &mut fullest).await {
             Ok(()) => return Ok(()),
             Err(error @ Error::Remote { .. }) => {
                 tracing::info!(%room, %server, %error, "a server did not give the state of a room that was joined without its members");
@@ -122,7 +123,13 @@ async fn fill(app: &App, room: RoomNum, wanted: &Wanted) -> Result<()> {
 }
 
 /// Asks one server for the state, and learns what it gives.
-async fn fill_from(fetch: &mut Fetch<'_>, server: &ServerName, join: &Join, wanted: &Wanted) -> Result<()> {
+async fn fill_from(
+    fetch: &mut Fetch<'_>,
+    server: &ServerName,
+    join: &Join,
+    wanted: &Wanted,
+    fullest: &mut states::Fullest,
+) -> Result<()> {
     let Wanted { stay: partial, is_earlier, may_lack } = wanted;
     let (app, room, began) = (fetch.app.clone(), fetch.num, fetch.app.env.uptime());
     let fault = |cause: &str| Error::Remote { server: server.to_string(), cause: cause.to_owned() };
@@ -149,6 +156,9 @@ async fn fill_from(fetch: &mut Fetch<'_>, server: &ServerName, join: &Join, want
         fetched = fetching => fetched?,
         () = app.env.sleep(FETCHING_TAKES_MAX) => return Err(fault("it did not give the state in time")),
     };
+    if !fullest.is_within(ids.state.len()) {
+        return Err(fault("it gave a state of fewer events than another server"));
+    }
     // The state that came is worked on in a place. Until there is one it counts as an answer, for a bounded time.
     let _place = tokio::select! {
         biased;
@@ -166,15 +176,18 @@ async fn fill_from(fetch: &mut Fetch<'_>, server: &ServerName, join: &Join, want
     }
     let (owned, state, partial) = (app.clone(), ids.state.clone(), partial.clone());
     let via = partial.via.clone();
+    let last = (at != join.id).then(|| at.clone());
     // Events that an earlier stay leaves out are not remembered, because they could not be told from those of now.
     let later = if *is_earlier { Default::default() } else { fetch.unbelieved.list_later() };
     let (row, mut later) = (fetch.row.clone(), later);
     let compare = move || {
         let snapshot = owned.store.snapshot();
-        let Some(mut compared) = list_unknown(&snapshot, (room, row.version), &state, &partial)? else {
+        let Some(mut compared) =
+            list_unknown(&snapshot, (room, row.version), (&state, last.as_ref()), &partial)?
+        else {
             return Ok(None);
         };
-        later.retain(|(id, _)| !matches!(find(&snapshot, (room, row.version), id), Ok(Some(_))));
+        later.retain(|(id, _)| !matches!(states::find(&snapshot, (room, row.version), id), Ok(Some(_))));
         let state: BTreeSet<&OwnedEventId> = state.iter().collect();
         let left_out = later.iter().filter_map(|(id, json)| {
             brought::left_out(room, &row, json, state.contains(id)).map(|event| (id.clone(), event))
@@ -193,11 +206,8 @@ async fn fill_from(fetch: &mut Fetch<'_>, server: &ServerName, join: &Join, want
         }
         Ok(Some((compared, left_out)))
     };
-    let (Compared { unknown, mut lacking, deserted }, left_out) = app
-        .env
-        .blocking(compare)
-        .await?
-        .ok_or_else(|| fault("it gave a state without the create event of the room"))?;
+    let (Compared { unknown, mut lacking, deserted }, left_out) =
+        app.env.blocking(compare).await?.ok_or_else(|| fault("it gave no state of the room"))?;
     let is_all_here = lacking.is_empty() && left_out.is_empty();
     if let Some(deserted) = deserted.filter(|_| is_all_here && !may_lack && *server != *via) {
         // Who let us in is believed more, and mostly comes back.
@@ -211,6 +221,7 @@ async fn fill_from(fetch: &mut Fetch<'_>, server: &ServerName, join: &Join, want
         return Err(fault("it gave a state whose events it does not give"));
     }
     if !may_lack && lacking.iter().any(|id| *is_earlier || !fetch.unbelieved.contains(id)) {
+        fullest.note(ids.state.len(), lacking.len());
         return Err(fault(
             "it gave a state of which it did not give some events, which may come at the next try",
         ));
@@ -234,48 +245,21 @@ struct Compared {
     deserted: Option<String>,
 }
 
-/// An event of a state, as it is kept here.
-struct Found {
-    /// The number of its key; none for a rejected event.
-    key: Option<StateKeyNum>,
-    num: EventNum,
-    is_join: bool,
-}
-
-/// Finds an event of a state; `None` for an event that is not here.
-fn find(read: &Snapshot, (room, version): (RoomNum, u8), id: &EventId) -> Result<Option<Found>, Fault> {
-    let Some(key) = event::parse_event_id(id, room, version) else { return Ok(None) };
-    let Some(num) = event::find_key(read, room, &key)? else { return Ok(None) };
-    let kept = event::require_kept(read, room, num)?;
-    let is_rejected = states::is_rejected(read, room, num)?;
-    let is_join = kept.membership() == Some(Membership::Join);
-    Ok(Some(Found { key: kept.row.header.state_key.filter(|_| !is_rejected), num, is_join }))
-}
-
-/// Compares a state that a server gave with what is known of the state before our join; `None` for a state of another room. Of members the whole state is right, of others what we were joined with: the join was judged by
+/// Compares a state that a server gave with what is known of the state before our join; `None` for what is no state of the room. Of members the whole state is right, of others what we were joined with: the join was judged by
 /// that.
 fn list_unknown(
     read: &Snapshot,
     (room, version): (RoomNum, u8),
-    ids: &[OwnedEventId],
+    (ids, last): (&[OwnedEventId], Option<&OwnedEventId>),
     partial: &PartialState,
 ) -> Result<Option<Compared>> {
-    let (mut brought, mut lacking, mut joined) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
-    for id in ids {
-        match find(read, (room, version), id)? {
-            Some(Found { key, num, is_join }) => {
-                brought.extend(key.map(|key| (key, num)));
-                joined.extend(key.filter(|_| is_join));
-            }
-            None => drop(lacking.insert(id.clone())),
-        }
-    }
+    let Named { brought, lacking, joined, is_state } = Named::read(read, (room, version), ids, last)?;
     let at = StateRef::Main(partial.base);
     let create = state::find_key(read, room, CREATE, "")?;
     let create = create.map(|key| Ok::<_, Fault>((key, state::at(read, room, at, key)?))).transpose()?;
     let is_of_room = create
         .is_some_and(|(key, event)| event.event().is_some() && brought.get(&key) == event.event().as_ref());
-    if !is_of_room {
+    if !is_of_room || !is_state {
         return Ok(None);
     }
     let mut unknown = Vec::new();

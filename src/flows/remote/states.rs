@@ -21,13 +21,13 @@ use super::fetch::{Fetch, Ids, in_order};
 use crate::{
     error::{Error, Result},
     flows::room::ingest::outliers::{For, take_outliers},
-    ids::{EventNum, RoomNum},
+    ids::{EventNum, RoomNum, StateKeyNum},
     rooms::{
         change::{Outcome, Received, Signed, order_by_auth},
         event::{self, Event},
         state::{self, Sketch, StateRef},
     },
-    schema::{self, event_types::CREATE},
+    schema::{self, event_types::CREATE, rooms::Membership},
     store::{Fault, Snapshot},
 };
 
@@ -63,9 +63,10 @@ pub(crate) async fn before(fetch: &mut Fetch<'_>, event: &Received, base: StateR
     }
     let mut failed = None;
     for at in asked {
+        let mut fullest = Fullest::default();
         for server in fetch.servers.clone().into_iter().take(SERVERS_MAX) {
             // The future that fetches a state is large, and lies in the heap, so that whoever waits for it stays small on the stack.
-            match Box::pin(from(fetch, &server, at, base)).await {
+            match Box::pin(from(fetch, &server, at, base, &mut fullest)).await {
                 Ok(sketch) => return Ok(sketch),
                 Err(error @ Error::Remote { .. }) => {
                     tracing::debug!(room = %fetch.num, %server, %error, "a state could not be fetched from a server");
@@ -97,6 +98,23 @@ async fn before_second(fetch: &Fetch<'_>, event: &Event, base: StateRef) -> Resu
         Ok(Some(Sketch::from(base).with(changes)))
     };
     fetch.app.env.blocking(look).await
+}
+
+/// The number of events that a state has which a server gave, but for some of them that may come at the next try. In the same round another server
+/// is only believed that leaves out none of so many: whoever makes up a state mostly leaves something out.
+#[derive(Debug, Default)]
+pub(super) struct Fullest(usize);
+
+impl Fullest {
+    /// Notes a state of so many events, of which some did not come.
+    pub(super) fn note(&mut self, count: usize, lacking: usize) {
+        self.0 = self.0.max(count.saturating_sub(lacking));
+    }
+
+    /// Whether a state of so many events leaves out none of those.
+    pub(super) fn is_within(&self, count: usize) -> bool {
+        count >= self.0
+    }
 }
 
 /// A place in a room's graph.
@@ -178,7 +196,13 @@ pub(super) fn lacks_much(lacking: usize, count: usize) -> bool {
     lacking > (count / LACKING_PART).max(1)
 }
 
-async fn from(fetch: &mut Fetch<'_>, server: &ServerName, at: At<'_>, base: StateRef) -> Result<Sketch> {
+async fn from(
+    fetch: &mut Fetch<'_>,
+    server: &ServerName,
+    at: At<'_>,
+    base: StateRef,
+    fullest: &mut Fullest,
+) -> Result<Sketch> {
     let fault = |cause: &str| Error::Remote { server: server.to_string(), cause: cause.to_owned() };
     let id = match at {
         At::Before(id) => id,
@@ -188,43 +212,38 @@ async fn from(fetch: &mut Fetch<'_>, server: &ServerName, at: At<'_>, base: Stat
     let missing = missing(fetch, server, id, &ids).await?;
     bring(fetch, missing).await?;
     let mut ids = ids.state;
-    if let At::After(id) = at {
-        let last = vec![id.clone()];
-        bring_missing(fetch, last.clone()).await?;
-        if !fetch.list_unknown(last.clone()).await?.is_empty() {
+    let last = match at {
+        At::Before(_) => None,
+        At::After(id) => Some(id.clone()),
+    };
+    if let Some(last) = &last {
+        bring_missing(fetch, vec![last.clone()]).await?;
+        if !fetch.list_unknown(vec![last.clone()]).await?.is_empty() {
             return Err(fault("it did not give the event whose state it gave"));
         }
-        // The later event takes the place of the one that the state had.
-        ids.extend(last);
+        ids.push(last.clone());
+    }
+    let count = ids.len();
+    if !fullest.is_within(count) {
+        return Err(fault("it gave a state of fewer events than another server"));
     }
     let (app, num, row) = (fetch.app.clone(), fetch.num, fetch.row.clone());
     let sketch = fetch.app.env.blocking(move || {
         let snapshot = app.store.snapshot();
         let base = state::canonical(&*snapshot, num, base)?;
-        let (mut brought, mut lacking) = (BTreeMap::new(), 0);
-        for id in &ids {
-            let key = event::parse_event_id(id, num, row.version);
-            let known = key.map(|key| event::find_key(&*snapshot, num, &key)).transpose()?.flatten();
-            let Some(known) = known else {
-                lacking += 1;
-                continue;
-            };
-            // A rejected event is no part of any state.
-            let kept = event::require_kept(&*snapshot, num, known)?;
-            if !is_rejected(&snapshot, num, known)? {
-                brought.extend(kept.row.header.state_key.map(|key| (key, known)));
-            }
-        }
+        let Named { brought, lacking, is_state, .. } =
+            Named::read(&snapshot, (num, row.version), &ids, last.as_ref())?;
+        let lacking = lacking.len();
         let create = state::find_key(&*snapshot, num, CREATE, "")?;
         let create =
             create.map(|key| Ok::<_, Error>((key, state::current(&*snapshot, num, key)?))).transpose()?;
         let is_of_room = create.is_some_and(|(key, event)| brought.get(&key) == event.as_ref());
-        if !is_of_room || lacks_much(lacking, ids.len()) {
-            return Ok(None);
+        if !is_of_room || !is_state || lacks_much(lacking, ids.len()) {
+            return Ok(Came::Wrong);
         }
         if lacking > 0 && !app.gaps.may_lack(num, app.env.uptime()) {
             tracing::debug!(room = %num, lacking, "a state that was fetched lacks events, which may come at the next try");
-            return Ok(None);
+            return Ok(Came::Lacks(lacking));
         }
         if lacking == 0 {
             app.gaps.lacks_nothing(num);
@@ -233,11 +252,99 @@ async fn from(fetch: &mut Fetch<'_>, server: &ServerName, at: At<'_>, base: Stat
         }
         let differing = state::differing_from(&*snapshot, num, base, &brought)?;
         let changes = differing.into_iter().map(|(key, _, val)| (key, val));
-        Ok(Some(Sketch::from(base).with(changes)))
+        Ok(Came::Whole(Sketch::from(base).with(changes)))
     });
-    sketch.await?.ok_or_else(|| {
-        fault("it gave a state without the create event of the room, or whose events cannot be had")
-    })
+    match sketch.await? {
+        Came::Whole(sketch) => Ok(sketch),
+        Came::Lacks(lacking) => {
+            fullest.note(count, lacking);
+            Err(fault("it gave a state of which some events did not come, which may at the next try"))
+        }
+        Came::Wrong => Err(fault("it gave no state of the room, or one whose events cannot be had")),
+    }
+}
+
+/// A state that a server gave.
+enum Came {
+    /// It is used, whether or not it has all events.
+    Whole(Sketch),
+    /// So many events did not come, which may at the next try.
+    Lacks(usize),
+    /// It is not of the room, or lacks too much.
+    Wrong,
+}
+
+/// An event of a state, as it is kept here.
+pub(super) struct Found {
+    /// The number of its key; none for an event that is no state.
+    key: Option<StateKeyNum>,
+    num: EventNum,
+    is_join: bool,
+    is_rejected: bool,
+}
+
+/// Finds an event of a state; `None` for an event that is not here.
+pub(super) fn find(
+    read: &Snapshot,
+    (room, version): (RoomNum, u8),
+    id: &EventId,
+) -> Result<Option<Found>, Fault> {
+    let Some(key) = event::parse_event_id(id, room, version) else { return Ok(None) };
+    let Some(num) = event::find_key(read, room, &key)? else { return Ok(None) };
+    let kept = event::require_kept(read, room, num)?;
+    let is_join = kept.membership() == Some(Membership::Join);
+    let is_rejected = is_rejected(read, room, num)?;
+    Ok(Some(Found { key: kept.row.header.state_key, num, is_join, is_rejected }))
+}
+
+/// A state as a server names it, as far as its events are here.
+pub(super) struct Named {
+    /// The events by their keys. A rejected event is no part of any state.
+    pub(super) brought: BTreeMap<StateKeyNum, EventNum>,
+    /// The ids of the events that are not here.
+    pub(super) lacking: BTreeSet<OwnedEventId>,
+    /// The keys of users who are joined.
+    pub(super) joined: BTreeSet<StateKeyNum>,
+    /// Whether it can be a state: all its events are state, and no two have one key.
+    pub(super) is_state: bool,
+}
+
+impl Named {
+    /// Reads a state. It was followed by the event `last`, if there is one, which takes the place of one that the state has.
+    pub(super) fn read(
+        read: &Snapshot,
+        (room, version): (RoomNum, u8),
+        ids: &[OwnedEventId],
+        last: Option<&OwnedEventId>,
+    ) -> Result<Self, Fault> {
+        let (mut brought, mut joined) = (BTreeMap::new(), BTreeSet::new());
+        let (mut lacking, mut is_state, mut latest) = (BTreeSet::new(), true, None);
+        for id in ids {
+            let Some(found) = find(read, (room, version), id)? else {
+                lacking.insert(id.clone());
+                continue;
+            };
+            if Some(id) == last {
+                latest = Some(found);
+                continue;
+            }
+            let Some(key) = found.key else {
+                is_state = false;
+                continue;
+            };
+            if found.is_rejected {
+                continue;
+            }
+            is_state &= brought.insert(key, found.num).is_none_or(|other| other == found.num);
+            joined.extend(Some(key).filter(|_| found.is_join));
+        }
+        if let Some(Found { key: Some(key), num, is_join, is_rejected: false }) = latest {
+            brought.insert(key, num);
+            joined.remove(&key);
+            joined.extend(Some(key).filter(|_| is_join));
+        }
+        Ok(Self { brought, lacking, joined, is_state })
+    }
 }
 
 /// Whether an event that is here was rejected.
