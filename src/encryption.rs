@@ -1,6 +1,7 @@
 //! The server's side of end-to-end encryption: keys, device lists and messages between devices. Nothing here can read the
 //! messages that it carries.
 
+pub mod backup;
 pub mod check;
 pub mod device_lists;
 pub mod elsewhere;

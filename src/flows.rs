@@ -2,6 +2,7 @@
 //! modules that they call do not.
 
 pub mod account;
+pub(crate) mod backup;
 pub mod device;
 pub mod follow_up;
 pub mod jobs;

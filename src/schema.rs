@@ -9,6 +9,7 @@ pub mod reports;
 pub mod receipts;
 pub mod relations;
 pub mod accounts;
+pub mod backup;
 pub mod delayed;
 mod encoding;
 pub mod encryption;
@@ -184,6 +185,19 @@ tables! {
     96 OTHER_COUNT(String => encryption::OtherCount) in Crypto, User of "encryption::elsewhere";
     /// The device that changed when the device list of a user of ours changed at a position: one of the last changes.
     97 DEVICE_STEP((UserNum, Position) => encryption::DeviceStepRow) in Crypto, User of "encryption::device_lists";
+
+    // --- key backups: 215-219 ---
+
+    /// A version of a user's backup of room keys, without the keys.
+    215 BACKUP((UserNum, u64) => Json<backup::BackupRow>) in Crypto, User of "encryption::backup";
+    /// How much a version of a backup holds, and its etag.
+    216 BACKUP_STATE((UserNum, u64) => backup::BackupState) in Crypto, User of "encryption::backup";
+    /// How much a version of a backup holds of a room.
+    217 BACKUP_ROOM((UserNum, u64, String) => backup::BackupShare) in Crypto, User of "encryption::backup";
+    /// A key of a version of a backup: room id and session id.
+    218 BACKUP_KEY((UserNum, u64, String, String) => backup::BackedUpKey) in Crypto, User of "encryption::backup";
+    /// The number that the last version of a user's backup was given.
+    219 BACKUP_LAST(UserNum => u64) in Crypto, User of "encryption::backup";
 
     // --- push: 100-109 ---
 

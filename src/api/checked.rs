@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use ruma::api::error::ErrorKind;
-use serde::de::DeserializeOwned;
+use serde::Deserialize;
 
 use crate::{
     api::misfit,
@@ -88,7 +88,7 @@ impl Checked {
 
     /// Reads the whole object as a type. Refuses what does not fit: 400 `M_BAD_JSON`, or `M_MISSING_PARAM` if a field
     /// is missing.
-    pub(crate) fn read<T: DeserializeOwned>(&self) -> Result<T> {
+    pub(crate) fn read<'a, T: Deserialize<'a>>(&'a self) -> Result<T> {
         serde_json::from_slice(&self.bytes).map_err(|error| misfit::of_body(&error).into())
     }
 

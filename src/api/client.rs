@@ -29,6 +29,7 @@ mod device;
 mod directory;
 mod discovery;
 mod filter;
+mod key_backup;
 mod keys;
 mod knock;
 mod membership;
@@ -72,6 +73,7 @@ pub(crate) fn routes(r: &mut Routes) {
     directory::routes(r);
     discovery::routes(r);
     filter::routes(r);
+    key_backup::routes(r);
     keys::routes(r);
     knock::routes(r);
     membership::routes(r);

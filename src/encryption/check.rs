@@ -8,6 +8,7 @@ use serde_json::value::RawValue;
 use crate::{
     accounts::check::Devices,
     encryption::{
+        backup,
         elsewhere::{self, OtherDevice},
         inbox,
         keys::Owner,
@@ -24,9 +25,10 @@ use crate::{
     },
 };
 
-/// The checks of messages between devices, device lists and keys.
+/// The checks of messages between devices, device lists, keys and their backups.
 pub fn checks() -> Vec<RowCheck> {
-    inboxes().into_iter().chain(requests_and_keys()).chain(lists_elsewhere()).collect()
+    let backups = backup::check::checks();
+    inboxes().into_iter().chain(requests_and_keys()).chain(lists_elsewhere()).chain(backups).collect()
 }
 
 fn inboxes() -> [RowCheck; 5] {

@@ -41,8 +41,8 @@ async fn paths_that_are_not_served_yet_are_known() {
         (Method::PATCH, "/_matrix/media/v3/upload", 405),
         (Method::POST, "/_matrix/media/v3/upload", 404),
         (Method::GET, "/_matrix/media/v3/nowhere", 404),
-        (Method::GET, "/_matrix/client/v3/room_keys/version", 404),
-        (Method::PATCH, "/_matrix/client/v3/room_keys/version", 405),
+        (Method::GET, "/_matrix/client/v3/voip/turnServer", 404),
+        (Method::PATCH, "/_matrix/client/v3/voip/turnServer", 405),
         (Method::DELETE, "/_matrix/client/v3/rooms/!r:x/context/$e", 405),
         (Method::POST, "/.well-known/matrix/client", 405),
     ] {
@@ -69,7 +69,7 @@ async fn browsers_are_allowed_everywhere() {
         (Method::POST, "/_matrix/client/v3/login", "{}", 429),
         (Method::GET, "/_matrix/client/v3/sync", "", 401),
         (Method::GET, "/nonsense", "", 404),
-        (Method::GET, "/_matrix/client/v3/room_keys/version", "", 404),
+        (Method::GET, "/_matrix/client/v3/voip/turnServer", "", 404),
         (Method::PATCH, "/_matrix/client/versions", "", 405),
         (Method::POST, "/_matrix/client/v3/register", &large, 413),
     ] {

@@ -31,6 +31,7 @@ mod inbound;
 mod inbound_edus;
 mod ingest;
 mod invites;
+mod key_backup;
 mod keys;
 mod knocks;
 mod whole_rooms;

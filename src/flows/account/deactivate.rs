@@ -6,6 +6,7 @@ use crate::{
     accounts::{
         account_data, devices::Ending, filters, openid, passwords, presence, profiles, subscriptions, users,
     },
+    encryption::backup,
     error::Result,
     flows::{App, account::log_out, jobs, write},
     ids::UserNum,
@@ -27,6 +28,7 @@ pub(crate) async fn deactivate(app: &App, user: UserNum, user_id: OwnedUserId, e
         profiles::delete_all(batch, user);
         rules::delete_all(batch, user);
         presence::kept::forget(batch, user);
+        backup::delete_all(batch, user);
         delayed::delete_all(batch, user);
         subscriptions::delete_all(batch, user);
         Ok((swept, jobs::promise(app, batch, &Job::TellRooms { user })))

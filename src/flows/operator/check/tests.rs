@@ -1,5 +1,6 @@
 //! A server that has rows in every table, each of which is then lost, and doubled under another key: the check names it.
 
+mod parts;
 mod wrong;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -145,6 +146,11 @@ async fn a_house() -> Fixture {
         .await;
     let claim = json!({ "one_time_keys": { "@alice:check.example": { &device: "curve25519" } } });
     fixture.own("POST", "keys/claim", claim).await;
+    fixture.own("POST", "room_keys/version", json!({ "algorithm": "a", "auth_data": {} })).await;
+    let backed_up = json!({
+        "first_message_index": 1, "forwarded_count": 0, "is_verified": true, "session_data": { "mac": "m" },
+    });
+    fixture.own("PUT", "room_keys/keys/!a:x/session?version=1", backed_up).await;
     let to_alice = json!({ "messages": { "@alice:check.example": { "*": { "n": 1 } } } });
     fixture.own("PUT", "sendToDevice/m.test/1", to_alice.clone()).await;
     fixture.own("PUT", "sendToDevice/m.room_key_request/2", to_alice).await;

@@ -5,6 +5,7 @@ use crate::{
     ids::StateKeyNum,
     schema::{
         accounts::{RegistrationTokenRow, WrittenRow},
+        backup::{BackedUpKey, BackupShare},
         encryption::{FallbackRow, OtherCount, OtherDeviceRow, OtherListRow},
         receipts::{ReceiptKey, ReceiptKind},
         relations::{RelatedRow, RelationRow},
@@ -19,7 +20,7 @@ use crate::{
 };
 
 /// The sources of all checks.
-const SOURCES: [&str; 16] = [
+const SOURCES: [&str; 17] = [
     include_str!("../../check.rs"),
     include_str!("../../../../store/check.rs"),
     include_str!("../../../../store/check/own.rs"),
@@ -32,6 +33,7 @@ const SOURCES: [&str; 16] = [
     include_str!("../../../../rooms/state/check.rs"),
     include_str!("../../../../rooms/state/check/staged.rs"),
     include_str!("../../../../encryption/check.rs"),
+    include_str!("../../../../encryption/backup/check.rs"),
     include_str!("../../../../push/check.rs"),
     include_str!("../../../remote/check.rs"),
     include_str!("../../../../delivery/check.rs"),
@@ -276,6 +278,21 @@ impl Wrong<'_> {
             rows(self.fixture, &schema::ONE_TIME_KEYS).next().unwrap();
         let given = (user, device, algorithm.as_str(), position, id.as_str());
         self.add(&schema::GIVEN_KEYS, "it is still to be given", given, &key);
+        self.say_of_backups();
+    }
+
+    fn say_of_backups(&mut self) {
+        self.change(&schema::BACKUP_LAST, "a version has a higher number", |_, _| Some(0));
+        self.change(&schema::BACKUP, "the data of the version is not JSON", |_, Json(mut row)| {
+            row.auth_data = "{".to_owned();
+            Some(Json(row))
+        });
+        self.change(&schema::BACKUP_ROOM, "a room without keys", |_, share| {
+            Some(BackupShare { keys: 0, ..share })
+        });
+        self.change(&schema::BACKUP_KEY, "the key is not JSON", |_, key| {
+            Some(BackedUpKey { session_data: no_json(), ..key })
+        });
     }
 
     fn say_of_rooms(&mut self) {
