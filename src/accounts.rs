@@ -5,6 +5,7 @@
 
 pub mod account_data;
 pub mod check;
+pub mod dehydrated;
 pub mod devices;
 pub mod filters;
 pub mod ignored;

@@ -186,7 +186,7 @@ tables! {
     /// The device that changed when the device list of a user of ours changed at a position: one of the last changes.
     97 DEVICE_STEP((UserNum, Position) => encryption::DeviceStepRow) in Crypto, User of "encryption::device_lists";
 
-    // --- key backups: 215-219 ---
+    // --- key backups, dehydrated devices: 215-220 ---
 
     /// A version of a user's backup of room keys, without the keys.
     215 BACKUP((UserNum, u64) => Json<backup::BackupRow>) in Crypto, User of "encryption::backup";
@@ -198,6 +198,9 @@ tables! {
     218 BACKUP_KEY((UserNum, u64, String, String) => backup::BackedUpKey) in Crypto, User of "encryption::backup";
     /// The number that the last version of a user's backup was given.
     219 BACKUP_LAST(UserNum => u64) in Crypto, User of "encryption::backup";
+
+    /// The dehydrated device of a user (MSC3814), with the data by which a client uses it.
+    220 DEHYDRATED(UserNum => Json<accounts::DehydratedRow>) in Accounts, User of "accounts::dehydrated";
 
     // --- push: 100-109 ---
 

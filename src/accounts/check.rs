@@ -106,7 +106,7 @@ fn subscriptions() -> [RowCheck; 3] {
     ]
 }
 
-fn devices() -> [RowCheck; 6] {
+fn devices() -> [RowCheck; 7] {
     let mut seen = Devices::default();
     [
         RowCheck::of(&schema::PRESENCE, |read, user, _, doubts| account(read, *user, doubts)),
@@ -141,6 +141,14 @@ fn devices() -> [RowCheck; 6] {
                 _ => None,
             };
             doubts.unless(of == Some((*user, *num)), "there is no such token of this device");
+            Ok(())
+        }),
+        RowCheck::of(&schema::DEHYDRATED, |read, user, Json(row), doubts| {
+            let is_json = serde_json::from_str::<&RawValue>(&row.device_data).is_ok();
+            doubts.unless(is_json, "the data of the dehydrated device is not JSON");
+            let live = super::devices::find(read, *user, row.device_id.as_str().into())?;
+            let is_it = live.is_some_and(|device| device.num == row.num);
+            doubts.unless(is_it, "the dehydrated device has ended");
             Ok(())
         }),
         RowCheck::of(&schema::DEVICE_SEEN, move |read, (user, device), _, doubts| {

@@ -6,7 +6,7 @@ use quick_cache::sync::Cache;
 use ruma::{DeviceId, OwnedDeviceId, api::error::ErrorKind};
 
 use crate::{
-    accounts::{account_data, users},
+    accounts::{account_data, dehydrated, users},
     env::Env,
     error::{Exception, Refusal, Result},
     ids::{DeviceNum, UserNum},
@@ -149,12 +149,14 @@ pub struct LogIn {
     pub ip: Option<IpAddr>,
 }
 
-/// The device with this id, or a new one, and whether it is new. Errors: 400 for ids that cannot be, 403 for too many.
+/// The device with this id, or a new one, and whether it is new. Errors: 400 for ids that cannot be, 403 for too many, and for the
+/// id of the dehydrated device.
 pub fn log_in(batch: &mut Batch, env: &Env, user: UserNum, log_in: LogIn) -> Result<(Device, bool)> {
     let id = match log_in.id {
         Some(id) => {
             check_id(&id)?;
             if let Some(device) = find(batch, user, &id)? {
+                dehydrated::require_not(batch, user, device.num)?;
                 note_seen(batch, user, device.num, env.now_ms(), SeenFrom { ip: log_in.ip, agent: None });
                 return Ok((device, false));
             }
@@ -242,6 +244,7 @@ pub fn end(batch: &mut Batch, user: UserNum, ending: &Ending) -> Result<Vec<Owne
     let gone = live.into_iter().filter(|device| ended.contains(device.num));
     let gone: Vec<OwnedDeviceId> = gone.map(|device| device.id).collect();
     if !gone.is_empty() {
+        dehydrated::forget_ended(batch, user, |num| ended.contains(num))?;
         users::set_ended(batch, user, ended)?;
         batch.position(&LogEntry::Device { user });
     }

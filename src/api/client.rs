@@ -23,6 +23,7 @@ mod admin;
 mod alias;
 mod config;
 mod context;
+mod dehydrated_device;
 mod delay;
 mod delayed_events;
 mod device;
@@ -68,6 +69,7 @@ pub(crate) fn routes(r: &mut Routes) {
     alias::routes(r);
     config::routes(r);
     context::routes(r);
+    dehydrated_device::routes(r);
     delayed_events::routes(r);
     device::routes(r);
     directory::routes(r);

@@ -173,6 +173,17 @@ pub struct DeviceRow {
     pub created_ms: u64,
 }
 
+/// The dehydrated device of an account (MSC3814).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DehydratedRow {
+    /// The number of the device.
+    pub num: DeviceNum,
+    /// The id of the device.
+    pub device_id: String,
+    /// The JSON by which a client uses the device; it means nothing to the server.
+    pub device_data: String,
+}
+
 /// An access token, whose key is its hash.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AccessTokenRow {

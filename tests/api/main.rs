@@ -13,6 +13,7 @@ mod support;
 mod account_data;
 mod aside;
 mod carry_over;
+mod dehydrated_devices;
 mod delayed_events;
 mod derived;
 mod device_lists;

@@ -151,6 +151,13 @@ async fn a_house() -> Fixture {
         "first_message_index": 1, "forwarded_count": 0, "is_verified": true, "session_data": { "mac": "m" },
     });
     fixture.own("PUT", "room_keys/keys/!a:x/session?version=1", backed_up).await;
+    let dehydrated = json!({
+        "device_id": "DRY", "device_data": {}, "device_keys": {
+            "user_id": "@alice:check.example", "device_id": "DRY", "algorithms": [], "keys": {}, "signatures": {},
+        },
+    });
+    let path = "/_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device";
+    fixture.ask("PUT", path, &fixture.token, dehydrated).await;
     let to_alice = json!({ "messages": { "@alice:check.example": { "*": { "n": 1 } } } });
     fixture.own("PUT", "sendToDevice/m.test/1", to_alice.clone()).await;
     fixture.own("PUT", "sendToDevice/m.room_key_request/2", to_alice).await;
@@ -372,6 +379,7 @@ const MAY_BE_LOST: &[&str] = &[
     "ACCOUNT_DATA_SIZE",
     "BEHIND",
     "CURSOR",
+    "DEHYDRATED",
     "DESTINATION",
     "DEVICES_BEHIND",
     "DEVICE_KEYS",

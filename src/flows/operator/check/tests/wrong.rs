@@ -230,6 +230,14 @@ impl Wrong<'_> {
         self.change(&schema::PUSH_RULES, "they are not push rules", |_, row| {
             Some(WrittenRow { content: Bytes::from_static(b"7"), ..row })
         });
+        self.change(
+            &schema::DEHYDRATED,
+            "the data of the dehydrated device is not JSON",
+            |_, Json(mut row)| {
+                row.device_data = "{".to_owned();
+                Some(Json(row))
+            },
+        );
         self.change(&schema::REGISTRATION_TOKENS, "it was used too often", |_, Json(row)| {
             Some(Json(RegistrationTokenRow { uses_max: Some(1), uses: 2, ..row }))
         });
