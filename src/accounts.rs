@@ -1,7 +1,7 @@
 //! Accounts of this server: users, their devices and tokens, and what they keep here.
 //!
 //! Everything below is plain functions over a snapshot or a batch. [`Accounts`] holds what lives in memory: the locks of
-//! users, the counter of user numbers, and sessions of user-interactive authentication.
+//! users, the counter of user numbers, sessions of user-interactive authentication, and rendezvous.
 
 pub mod account_data;
 pub mod check;
@@ -17,6 +17,7 @@ pub mod passwords;
 pub mod presence;
 pub mod profiles;
 pub mod registration;
+pub mod rendezvous;
 pub mod reports;
 pub mod subscriptions;
 pub mod tokens;
@@ -80,6 +81,7 @@ struct Inner {
     first_token: Option<String>,
     seen: devices::Seen,
     nonces: registration::Nonces,
+    rendezvous: rendezvous::Board,
 }
 
 impl Accounts {
@@ -97,6 +99,7 @@ impl Accounts {
             first_token,
             seen: devices::Seen::default(),
             nonces: registration::Nonces::default(),
+            rendezvous: rendezvous::Board::default(),
         })))
     }
 
@@ -113,6 +116,11 @@ impl Accounts {
     /// Sessions of user-interactive authentication.
     pub fn sessions(&self) -> &interactive::Sessions {
         &self.0.sessions
+    }
+
+    /// The places where devices meet while one logs another in.
+    pub(crate) fn rendezvous(&self) -> &rendezvous::Board {
+        &self.0.rendezvous
     }
 
     pub(crate) fn seen(&self) -> &devices::Seen {

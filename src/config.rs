@@ -11,7 +11,7 @@ pub use bounds::ROOM_VERSIONS;
 pub use load::{ENVIRONMENT_PREFIX, Problem, list_unknown_variables};
 pub use sections::{
     Bucket, Durability, Federation, Limits, Listener, Log, LogFormat, Metrics, Outbound, Passwords, Presence,
-    Registration, RegistrationMode, Retention, Rooms, Search, Server, Storage, Tls,
+    Registration, RegistrationMode, Rendezvous, RendezvousMode, Retention, Rooms, Search, Server, Storage, Tls,
 };
 pub use size::Size;
 
@@ -34,6 +34,8 @@ pub struct Config {
     pub retention: Retention,
     /// Says whether users see who is online.
     pub presence: Presence,
+    /// Says who may have two devices meet here while one logs the other in.
+    pub rendezvous: Rendezvous,
     /// How durable an acknowledged write is, and how much the store caches.
     pub storage: Storage,
     /// Says whether rooms are shared with other servers, and whom it trusts there.
@@ -60,6 +62,7 @@ impl Default for Config {
             rooms: Rooms::default(),
             retention: Retention::default(),
             presence: Presence::default(),
+            rendezvous: Rendezvous::default(),
             storage: Storage::default(),
             federation: Federation::default(),
             outbound: Outbound::default(),

@@ -44,6 +44,7 @@ mod read_marker;
 mod receipt;
 mod redact;
 mod relations;
+mod rendezvous;
 mod retention;
 mod reporting;
 mod room;
@@ -89,6 +90,7 @@ pub(crate) fn routes(r: &mut Routes) {
     receipt::routes(r);
     redact::routes(r);
     relations::routes(r);
+    rendezvous::routes(r);
     retention::routes(r);
     reporting::routes(r);
     room::routes(r);

@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 
 use axum::{body::Body, extract::Query};
 use bytes::Bytes;
-use http::Uri;
+use http::{HeaderMap, Uri};
 use ruma::{
     IdParseError,
     api::{IncomingRequest, error::FromHttpRequestError},
@@ -38,14 +38,16 @@ pub struct Raw<E> {
     pub bytes: Bytes,
     /// The body of a route that receives it part by part.
     pub stream: Body,
+    /// The header fields that were sent.
+    pub headers: HeaderMap,
     uri: Uri,
     endpoint: PhantomData<fn() -> E>,
 }
 
 impl<E> Raw<E> {
-    pub(crate) fn new(path: Vec<String>, uri: Uri, content: Content) -> Self {
+    pub(crate) fn new(path: Vec<String>, headers: HeaderMap, uri: Uri, content: Content) -> Self {
         let Content { json: body, raw: bytes, stream } = content;
-        Self { path, body, bytes, stream, uri, endpoint: PhantomData }
+        Self { path, body, bytes, stream, headers, uri, endpoint: PhantomData }
     }
 
     /// The parameter of the path at this index; empty if there is none. The handler knows how many its endpoint has.

@@ -1,6 +1,9 @@
 //! Translates results to HTTP, and logs failures. Nothing else does either; only this file knows status codes.
 
-use std::future::{Future, ready};
+use std::{
+    future::{Future, ready},
+    time::{Duration, SystemTime},
+};
 
 use axum::{body::Body, response::Response};
 use bytes::{Bytes, BytesMut};
@@ -124,6 +127,90 @@ impl IntoReply for Switching {
         }
         Ok(response)
     }
+}
+
+/// The outcome of a request to a rendezvous of MSC4108.
+pub(crate) enum Met {
+    /// A session was begun, which this JSON names.
+    Opened(Bytes),
+    /// The payload is this.
+    Told(Bytes),
+    /// The payload is the one that the client knows.
+    Unchanged,
+    /// The payload of the client was written.
+    Written,
+    /// The payload of the client was not written, because somebody else has written meanwhile.
+    Overtaken,
+}
+
+/// An answer about a session of a rendezvous, which says in its header fields how the session stands.
+pub(crate) struct Meeting {
+    /// The outcome of the request.
+    pub(crate) met: Met,
+    /// The entity tag of the payload.
+    pub(crate) tag: String,
+    /// When the payload was written, in milliseconds since the epoch.
+    pub(crate) changed_ms: u64,
+    /// When the session ends, in milliseconds since the epoch.
+    pub(crate) ends_ms: u64,
+}
+
+impl IntoReply for Meeting {
+    fn into_reply(self) -> Result<Response> {
+        let mut response = match self.met {
+            Met::Opened(body) => json(StatusCode::CREATED, body),
+            Met::Told(payload) => {
+                let mut response = Response::new(Body::from(payload));
+                for (name, value) in [
+                    (header::CONTENT_TYPE, "text/plain"),
+                    (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+                    (header::CONTENT_SECURITY_POLICY, "sandbox; default-src 'none'"),
+                ] {
+                    response.headers_mut().insert(name, HeaderValue::from_static(value));
+                }
+                response
+            }
+            Met::Unchanged => without_body(StatusCode::NOT_MODIFIED),
+            Met::Written => without_body(StatusCode::ACCEPTED),
+            Met::Overtaken => {
+                // The proposal names its new code like this as long as it is not part of the specification.
+                let body = serde_json::json!({
+                    "errcode": "M_UNKNOWN",
+                    "error": "Somebody else has written meanwhile: read that first.",
+                    "org.matrix.msc4108.errcode": "M_CONCURRENT_WRITE",
+                });
+                json(StatusCode::PRECONDITION_FAILED, Bytes::from(body.to_string()))
+            }
+        };
+        let date = |ms| httpdate::fmt_http_date(SystemTime::UNIX_EPOCH + Duration::from_millis(ms));
+        for (name, value) in [
+            (header::ETAG, self.tag),
+            (header::EXPIRES, date(self.ends_ms)),
+            (header::LAST_MODIFIED, date(self.changed_ms)),
+            (header::CACHE_CONTROL, "no-store".to_owned()),
+            (header::PRAGMA, "no-cache".to_owned()),
+        ] {
+            let value = HeaderValue::try_from(value)
+                .map_err(|error| Error::broken(format!("a header field cannot be written: {error}")))?;
+            response.headers_mut().insert(name, value);
+        }
+        Ok(response)
+    }
+}
+
+/// The answer to a request that has ended something: 204.
+pub(crate) struct Gone;
+
+impl IntoReply for Gone {
+    fn into_reply(self) -> Result<Response> {
+        Ok(without_body(StatusCode::NO_CONTENT))
+    }
+}
+
+fn without_body(status: StatusCode) -> Response {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = status;
+    response
 }
 
 /// An answer that is JSON in pieces, of which no more than one is in memory.

@@ -307,12 +307,12 @@ fn allow_browsers(headers: &mut HeaderMap) {
     );
     headers.insert(
         header::ACCESS_CONTROL_ALLOW_HEADERS,
-        HeaderValue::from_static("X-Requested-With, Content-Type, Authorization"),
+        HeaderValue::from_static("X-Requested-With, Content-Type, Authorization, If-Match, If-None-Match"),
     );
     // Scripts may read these headers of an answer, besides those that every script may read.
     headers.insert(
         header::ACCESS_CONTROL_EXPOSE_HEADERS,
-        HeaderValue::from_static("Retry-After, Content-Disposition"),
+        HeaderValue::from_static("Retry-After, Content-Disposition, ETag"),
     );
 }
 

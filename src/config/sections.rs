@@ -149,6 +149,27 @@ impl Default for Presence {
     }
 }
 
+/// `[rendezvous]`: the meeting of two devices while one logs the other in by a QR code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Rendezvous {
+    /// Who may begin such a meeting.
+    pub mode: RendezvousMode,
+}
+
+/// Says who may begin a rendezvous.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RendezvousMode {
+    /// Nobody may, and the endpoints are not there.
+    Off,
+    /// Users of this server may, as MSC4388 recommends.
+    #[default]
+    Users,
+    /// Everybody who can reach the server may, as MSC4108 of 2024 has it.
+    Everybody,
+}
+
 /// `[storage]`: the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]

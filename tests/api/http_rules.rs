@@ -79,10 +79,10 @@ async fn browsers_are_allowed_everywhere() {
         let header = |name: &str| response.headers()[name].to_str().unwrap().to_owned();
         assert_eq!(header("access-control-allow-origin"), "*", "{method} {path}");
         assert_eq!(header("access-control-allow-methods"), "GET, POST, PUT, DELETE, OPTIONS");
-        for name in ["X-Requested-With", "Content-Type", "Authorization"] {
+        for name in ["X-Requested-With", "Content-Type", "Authorization", "If-Match", "If-None-Match"] {
             assert!(header("access-control-allow-headers").contains(name), "{method} {path}");
         }
-        for name in ["Retry-After", "Content-Disposition"] {
+        for name in ["Retry-After", "Content-Disposition", "ETag"] {
             assert!(header("access-control-expose-headers").contains(name), "{method} {path}");
         }
         if status == 429 {

@@ -59,6 +59,7 @@ mod remote_joins;
 mod remote_spaces;
 mod register;
 mod relations;
+mod rendezvous;
 mod resident_joins;
 mod resident_moves;
 mod resident_rooms;

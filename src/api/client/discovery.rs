@@ -15,7 +15,7 @@ use crate::{
         policy::Guests,
         reply::RawJson,
     },
-    config::ROOM_VERSIONS,
+    config::{ROOM_VERSIONS, RendezvousMode},
     error::Result,
     flows::{App, limits::Limit},
 };
@@ -61,6 +61,8 @@ pub(crate) async fn versions(
     let keeps_redacted = app.config.rooms.redacted_events_kept_days > 0;
     response.unstable_features.insert(SOCKET.to_owned(), app.config.limits.sockets_max > 0);
     response.unstable_features.insert("fi.mau.msc2815".to_owned(), keeps_redacted);
+    let has_rendezvous = app.config.rendezvous.mode == RendezvousMode::Everybody;
+    response.unstable_features.insert("org.matrix.msc4108".to_owned(), has_rendezvous);
     let sends_delayed = app.config.rooms.delayed_events_max > 0;
     response.unstable_features.insert("org.matrix.msc4140".to_owned(), sends_delayed);
     Ok(response)

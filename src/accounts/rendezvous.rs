@@ -1,0 +1,239 @@
+//! Rendezvous: two devices that know no secret of each other yet meet here while one is being logged in by a QR code (MSC4108, MSC4388).
+//! A session is one small payload that either overwrites, and means nothing to the server.
+//!
+//! Sessions live in memory, for minutes, and are bounded in number: over all, and for each user or address that begins them.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use crate::{
+    env::{Env, payer::Payer},
+    error::{Error, Refusal, Result},
+};
+
+/// A payload has at most this many bytes, by the proposals.
+pub const PAYLOAD_BYTES_MAX: usize = 4 << 10;
+/// A session ends after this many milliseconds, the longest time that MSC4388 allows.
+pub const SESSION_MS: u64 = 300_000;
+/// At most this many sessions are open.
+const SESSIONS_MAX: usize = 2_000;
+/// At most this many sessions of one user, or from one address, are open.
+const SESSIONS_OF_ONE_MAX: usize = 10;
+/// Characters of the id of a session, which is all that keeps others from it.
+const ID_CHARACTERS: usize = 32;
+/// Characters of the token of a payload.
+const TOKEN_CHARACTERS: usize = 24;
+
+/// The proposal that a session follows. A session of one is not found by requests of the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The rendezvous of MSC4108 in its form of 2024.
+    Msc4108,
+    /// The rendezvous of MSC4388.
+    Msc4388,
+}
+
+/// A session, as those who meet there see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// The payload that was written last.
+    pub payload: Bytes,
+    /// The token of that payload: another for each write.
+    pub token: String,
+    /// When that was written, in milliseconds since the epoch.
+    pub changed_ms: u64,
+    /// When the session ends, in milliseconds since the epoch.
+    pub ends_ms: u64,
+}
+
+/// The outcome of a write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Written {
+    /// The payload is the one that was sent.
+    Done(Seen),
+    /// Somebody else has written in between, and their payload stays.
+    Overtaken(Seen),
+}
+
+struct Session {
+    kind: Kind,
+    payer: Payer,
+    seen: Seen,
+}
+
+/// The sessions that are open.
+#[derive(Default)]
+pub struct Board(Mutex<BTreeMap<String, Session>>);
+
+/// The refusal for a session that is not there: 404 `M_NOT_FOUND`.
+fn no_such_session() -> Refusal {
+    Refusal::not_found("There is no such rendezvous; it may have ended.")
+}
+
+/// Refuses a payload that is too large: 413 `M_TOO_LARGE`.
+fn check_payload(payload: &Bytes) -> Result<()> {
+    if payload.len() > PAYLOAD_BYTES_MAX {
+        return Err(Refusal::too_large("The payload of a rendezvous has at most 4,096 bytes.").into());
+    }
+    Ok(())
+}
+
+impl Board {
+    /// Opens a session, and answers its id. Errors: 413 for a payload that is too large, 429 while as many are open as may be, over all or
+    /// for this payer.
+    pub fn open(&self, env: &Env, kind: Kind, payer: Payer, payload: Bytes) -> Result<(String, Seen)> {
+        check_payload(&payload)?;
+        let now_ms = env.now_ms();
+        let mut sessions = self.0.lock();
+        sessions.retain(|_, session| session.seen.ends_ms > now_ms);
+        let of_payer = sessions.values().filter(|session| session.payer == payer).map(|it| it.seen.ends_ms);
+        // Clients behind a proxy on this machine cannot be told apart, so that none of them has a share.
+        let is_one = !matches!(payer, Payer::Anybody | Payer::Server);
+        let is_full = sessions.len() >= SESSIONS_MAX;
+        let first_ends_ms = if is_full {
+            sessions.values().map(|session| session.seen.ends_ms).min()
+        } else if is_one && of_payer.clone().count() >= SESSIONS_OF_ONE_MAX {
+            of_payer.min()
+        } else {
+            None
+        };
+        if let Some(ends_ms) = first_ends_ms {
+            tracing::debug!(?payer, is_full, reason = "too many sessions", "a rendezvous is refused");
+            return Err(Error::Busy { retry_after: Duration::from_millis(ends_ms.saturating_sub(now_ms)) });
+        }
+        let id = env.random_string(ID_CHARACTERS);
+        let token = env.random_string(TOKEN_CHARACTERS);
+        let seen = Seen { payload, token, changed_ms: now_ms, ends_ms: now_ms.saturating_add(SESSION_MS) };
+        sessions.insert(id.clone(), Session { kind, payer, seen: seen.clone() });
+        Ok((id, seen))
+    }
+
+    /// Looks at a session. Errors: 404 if there is none.
+    pub fn look(&self, env: &Env, kind: Kind, id: &str) -> Result<Seen> {
+        self.with(env, kind, id, |session| session.seen.clone())
+    }
+
+    /// Writes a payload, if the one that is there has this token. One that is there already is not written again, so that a client may
+    /// repeat itself. Errors: 404 if there is no such session, 413 for a payload that is too large.
+    pub fn write(&self, env: &Env, kind: Kind, id: &str, token: &str, payload: Bytes) -> Result<Written> {
+        check_payload(&payload)?;
+        self.with(env, kind, id, |session| {
+            let seen = &mut session.seen;
+            if seen.token == token {
+                seen.payload = payload;
+                seen.token = env.random_string(TOKEN_CHARACTERS);
+                seen.changed_ms = env.now_ms();
+                return Written::Done(seen.clone());
+            }
+            // MSC4388 asks for this; the older proposal has whoever comes second read first.
+            if kind == Kind::Msc4388 && seen.payload == payload {
+                return Written::Done(seen.clone());
+            }
+            Written::Overtaken(seen.clone())
+        })
+    }
+
+    /// Ends a session. Errors: 404 if there is none.
+    pub fn end(&self, env: &Env, kind: Kind, id: &str) -> Result<()> {
+        self.with(env, kind, id, |_| ())?;
+        self.0.lock().remove(id);
+        Ok(())
+    }
+
+    fn with<T>(&self, env: &Env, kind: Kind, id: &str, act: impl FnOnce(&mut Session) -> T) -> Result<T> {
+        let now_ms = env.now_ms();
+        let mut sessions = self.0.lock();
+        let session = sessions.get_mut(id).filter(|it| it.kind == kind && it.seen.ends_ms > now_ms);
+        Ok(act(session.ok_or_else(no_such_session)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::UserNum;
+
+    const KIND: Kind = Kind::Msc4388;
+
+    fn env() -> Env {
+        Env::simulated(1, 1_000)
+    }
+
+    fn payload(text: &str) -> Bytes {
+        Bytes::copy_from_slice(text.as_bytes())
+    }
+
+    #[test]
+    fn who_knows_the_last_payload_writes_the_next() {
+        let (board, env) = (Board::default(), env());
+        let (id, first) = board.open(&env, KIND, Payer::Anybody, payload("a")).unwrap();
+        assert_eq!(board.look(&env, KIND, &id).unwrap(), first);
+        let Written::Done(second) = board.write(&env, KIND, &id, &first.token, payload("b")).unwrap() else {
+            panic!("nobody else has written")
+        };
+        assert_ne!(second.token, first.token);
+        let overtaken = board.write(&env, KIND, &id, &first.token, payload("c")).unwrap();
+        assert_eq!(overtaken, Written::Overtaken(second.clone()));
+        let again = board.write(&env, KIND, &id, &first.token, payload("b")).unwrap();
+        assert_eq!(again, Written::Done(second.clone()), "the same request again");
+        let Written::Done(third) = board.write(&env, KIND, &id, &second.token, payload("b")).unwrap() else {
+            panic!("nobody else has written")
+        };
+        assert_ne!(third.token, second.token, "a payload that is written again has another token");
+        assert!(board.look(&env, Kind::Msc4108, &id).is_err());
+        assert!(board.end(&env, Kind::Msc4108, &id).is_err());
+        board.end(&env, KIND, &id).unwrap();
+        assert!(board.end(&env, KIND, &id).is_err() && board.look(&env, KIND, &id).is_err());
+    }
+
+    #[test]
+    fn the_older_proposal_repeats_nothing() {
+        let (board, env, kind) = (Board::default(), env(), Kind::Msc4108);
+        let (id, first) = board.open(&env, kind, Payer::Anybody, payload("a")).unwrap();
+        board.write(&env, kind, &id, &first.token, payload("b")).unwrap();
+        let again = board.write(&env, kind, &id, &first.token, payload("b")).unwrap();
+        assert!(matches!(again, Written::Overtaken(_)));
+    }
+
+    #[test]
+    fn payloads_and_sessions_are_bounded() {
+        let (board, env) = (Board::default(), env());
+        let large = Bytes::from(vec![b'x'; PAYLOAD_BYTES_MAX + 1]);
+        assert!(board.open(&env, KIND, Payer::Anybody, large.clone()).is_err());
+        let (id, first) = board.open(&env, KIND, Payer::Anybody, large.slice(1..)).unwrap();
+        assert!(board.write(&env, KIND, &id, &first.token, large).is_err());
+        let open = |payer| board.open(&env, KIND, payer, Bytes::new()).map(|(id, _)| id);
+        let [alice, bob] = [1, 2].map(|user| Payer::User(UserNum(user)));
+        let of_alice: Vec<_> = (0..SESSIONS_OF_ONE_MAX).map(|_| open(alice).unwrap()).collect();
+        assert!(matches!(open(alice), Err(Error::Busy { .. })));
+        open(bob).unwrap();
+        board.end(&env, KIND, &of_alice[0]).unwrap();
+        open(alice).unwrap();
+        for number in 0.. {
+            if board.0.lock().len() == SESSIONS_MAX {
+                break;
+            }
+            open(Payer::Address(number / 5)).unwrap();
+        }
+        assert!(matches!(open(Payer::Anybody), Err(Error::Busy { .. })));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_ends_by_itself_and_makes_room() {
+        let (board, env) = (Board::default(), env());
+        let payer = Payer::User(UserNum(1));
+        let open = || board.open(&env, KIND, payer, Bytes::new());
+        let ids: Vec<_> = (0..SESSIONS_OF_ONE_MAX).map(|_| open().unwrap().0).collect();
+        let Err(Error::Busy { retry_after }) = open() else { panic!("too many are open") };
+        assert_eq!(retry_after, Duration::from_millis(SESSION_MS));
+        env.sleep(retry_after - Duration::from_millis(1)).await;
+        board.look(&env, KIND, &ids[0]).unwrap();
+        assert!(open().is_err());
+        env.sleep(Duration::from_millis(1)).await;
+        assert!(board.look(&env, KIND, &ids[0]).is_err());
+        open().unwrap();
+        assert_eq!(board.0.lock().len(), 1);
+    }
+}
