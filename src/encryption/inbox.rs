@@ -55,6 +55,9 @@ const KEY_REQUEST_TAIL: &[u8] = br#","type":"m.room_key_request"}"#;
 /// A message is written with its sender and its type last, so they are found in this many bytes at its end.
 const TAIL_BYTES_MAX: usize = 4 << 10;
 
+/// The key of a message: its device, and when it was put there.
+type At = (UserNum, DeviceNum, Position);
+
 /// A message as its device will get it.
 #[derive(Clone, Debug)]
 pub struct Message {
@@ -409,9 +412,11 @@ pub fn acknowledge(to: &mut impl Write, owner: Owner, upto: Position) -> Result<
     let received = list(to, owner, state.acknowledged, upto, CONFIRMED_MAX)?;
     let Some((last, _)) = received.last() else { return Ok(()) };
     let upto = if received.len() < CONFIRMED_MAX { upto } else { *last };
+    // The range begins after what was confirmed before: a look for its first rows would walk over those that are deleted there.
+    let first = (user, device, state.acknowledged.plus(1));
     let below = (user, device, upto.plus(1));
-    schema::INBOX.delete_below::<Owner, (UserNum, DeviceNum, Position)>(to, owner, below);
-    schema::INBOX_KEY_REQUEST.delete_below::<Owner, (UserNum, DeviceNum, Position)>(to, owner, below);
+    schema::INBOX.delete_below::<At, At>(to, first, below);
+    schema::INBOX_KEY_REQUEST.delete_below::<At, At>(to, first, below);
     take_from_shares(to, owner, &received)?;
     state.acknowledged = upto;
     state.messages = state.messages.saturating_sub(received.len() as u64);
@@ -441,7 +446,6 @@ pub(crate) fn recount(
     after: Option<Bytes>,
     batch: &mut Batch,
 ) -> Result<Option<Bytes>, Fault> {
-    type At = (UserNum, DeviceNum, Position);
     if after.is_none() {
         schema::INBOX_SHARE.delete_prefix::<()>(batch, ());
         schema::INBOX_OF_SERVER.delete_prefix::<()>(batch, ());

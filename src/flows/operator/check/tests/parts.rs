@@ -5,6 +5,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::*;
+use crate::{accounts::devices, encryption::inbox};
 
 /// The engine of a store as a crash would leave it after each batch.
 struct Crashes(Arc<Mutex<Vec<Memory>>>);
@@ -76,4 +77,43 @@ async fn an_upload_that_is_killed_leaves_a_whole_backup_and_goes_on_when_it_come
         assert_eq!(fixture.findings(), [""; 0], "carried on after batch {number}");
     }
     assert!(counts.is_sorted() && counts.iter().any(|count| (1..3_000).contains(count)), "{counts:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_to_many_devices_reaches_each_once_and_in_order_wherever_its_request_is_killed() {
+    let mut fixture = Fixture::ready().await;
+    for number in 0..40 {
+        let log_in = json!({
+            "type": "m.login.password", "identifier": { "type": "m.id.user", "user": "bob" },
+            "password": "a password", "device_id": format!("D{number}"),
+        });
+        fixture.own("POST", "login", log_in).await;
+    }
+    let message = |text: &str| {
+        let content = json!({ "text": text, "filling": "x".repeat(40_000) });
+        json!({ "messages": { "@bob:check.example": { "*": content } } })
+    };
+    let crashes = Crashes::of(&fixture);
+    fixture.own("PUT", "sendToDevice/m.parts/1", message("first")).await;
+    let crashes = crashes.take(&fixture);
+    assert!(crashes.len() >= 3, "the message is written in {} batches", crashes.len());
+    for (number, crash) in crashes.into_iter().enumerate() {
+        fixture.restart(crash);
+        assert_eq!(fixture.findings(), [""; 0], "after batch {number}");
+        for _ in 0..2 {
+            fixture.own("PUT", "sendToDevice/m.parts/1", message("first")).await;
+        }
+        fixture.own("PUT", "sendToDevice/m.parts/2", message("second")).await;
+        let (snapshot, bob) = (fixture.store().snapshot(), UserNum(2));
+        for device in devices::list(&*snapshot, bob).unwrap() {
+            let owner = (bob, device.num);
+            let waiting = inbox::list(&*snapshot, owner, Position::ZERO, snapshot.upto(), 99).unwrap();
+            let told: Vec<_> = waiting
+                .iter()
+                .map(|(_, message)| serde_json::from_slice::<Value>(message).unwrap())
+                .map(|message| text(&message["content"], "text"))
+                .collect();
+            assert_eq!(told, ["first", "second"], "{} after batch {number}", device.id);
+        }
+    }
 }
