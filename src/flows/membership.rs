@@ -177,7 +177,7 @@ async fn leave_outside(
     drop(snapshot);
     match told {
         None => Ok(false),
-        Some(_) => app.remote.joining.alone(app, room, remote::leave::leave(app, user, num, reason)).await,
+        Some(_) => app.remote.joining.leave(app, room, remote::leave::leave(app, user, num, reason)).await,
     }
 }
 

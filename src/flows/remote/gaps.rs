@@ -121,12 +121,15 @@ impl Gaps {
         self.paced.lock().get(&(room, server.clone())).is_none_or(|from| *from <= now)
     }
 
-    /// Begins to fetch a state for events of a server; `None` if one is fetched for it already, or too many for others.
+    /// Begins to fetch a state for events of a server; `None` if one is fetched for it already, or too many for others. Servers that
+    /// differ in their ports alone are one: whoever has one of them has all.
     pub(super) fn begin_state(&self, server: &OwnedServerName) -> Option<StateFetch<'_>> {
         let mut states = self.states.lock();
-        if states.len() >= STATES_AT_ONCE || !states.insert(server.clone()) {
+        let is_under_way = states.iter().any(|other| other.host() == server.host());
+        if is_under_way || states.len() >= STATES_AT_ONCE {
             return None;
         }
+        states.insert(server.clone());
         Some(StateFetch { gaps: self, server: server.clone() })
     }
 

@@ -83,6 +83,8 @@ struct Inner {
     rooms: Turns<OwnedRoomId>,
     large: Places,
     waiting: Places,
+    /// Those who refuse invitations and leave, whom joins must not hold up, nor the other way round.
+    leaving: Places,
     /// The joins of users that are under way, each as often as it is.
     joins: Mutex<BTreeMap<(OwnedRoomId, UserNum), usize>>,
 }
@@ -115,12 +117,24 @@ impl Drop for UnderWay {
 
 impl Default for Joining {
     fn default() -> Self {
-        let (large, waiting) = (Places::new(AT_ONCE, USERS_MIN), Places::new(WAITING_MAX, WAITING_USERS_MIN));
-        Self(Arc::new(Inner { rooms: Turns::default(), large, waiting, joins: Mutex::default() }))
+        let large = Places::new(AT_ONCE, USERS_MIN);
+        let [waiting, leaving] = [(); 2].map(|()| Places::new(WAITING_MAX, WAITING_USERS_MIN));
+        Self(Arc::new(Inner { rooms: Turns::default(), large, waiting, leaving, joins: Mutex::default() }))
     }
 }
 
 impl Joining {
+    /// Leaves a room by way of other servers, as [`Self::enter`] lets others in. Errors: as of that.
+    pub(crate) async fn leave<T>(
+        &self,
+        app: &App,
+        room: &RoomId,
+        act: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let _alone = self.enter_by(app, room, &self.0.leaving).await?;
+        act.await
+    }
+
     /// Does something with a room by way of other servers, as [`Self::enter`] lets it. Errors: as of that.
     pub(crate) async fn alone<T>(
         &self,
@@ -135,7 +149,11 @@ impl Joining {
     /// Waits until nobody else does something with a room by way of other servers, or until whoever does takes long: what another server
     /// may delay holds nobody up. Errors: [`Error::Busy`] where too many wait.
     pub(crate) async fn enter(&self, app: &App, room: &RoomId) -> Result<Alone> {
-        let waiting = self.0.waiting.enter().ok_or(Error::Busy { retry_after: AGAIN })?;
+        self.enter_by(app, room, &self.0.waiting).await
+    }
+
+    async fn enter_by(&self, app: &App, room: &RoomId, places: &Places) -> Result<Alone> {
+        let waiting = places.enter().ok_or(Error::Busy { retry_after: AGAIN })?;
         let turn = tokio::select! {
             biased;
             turn = self.0.rooms.enter(room.to_owned()) => Some(turn),
@@ -492,6 +510,7 @@ fn store_held(app: &App, change: &mut Change, asked: &Asked) -> Result<InBatch> 
 async fn send(app: &App, server: &ServerName, asked: &Asked, event: &Received) -> Result<Answered> {
     let (room_id, id) = (asked.wanted.room_id.as_str(), event.id().as_str());
     asked.taken.lock().insert(server.to_owned());
+    asked.holding.note_asked(server);
     let (path, options) = (["v2", "send_join", room_id, id], Options::whole_state());
     let mut sent = put_with(app, server, (&path, OMIT_MEMBERS), event.json(), options).await;
     let is_older = sent.as_ref().is_err_and(is_unknown);
