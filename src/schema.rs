@@ -311,6 +311,8 @@ tables! {
     191 DELAYED_DUE((UserNum, u64, String) => ()) in Queues, User of "rooms::delayed";
     /// The delayed events of a user that have ended, by the time of that.
     192 DELAYED_ENDED((UserNum, u64, String) => ()) in Queues, User of "rooms::delayed";
+    /// When the timer of a user for the delayed events is due, while one is set.
+    199 DELAYED_TIMER(UserNum => u64) in Queues, User of "rooms::delayed";
     /// A sticky event of a room, by the position at which it became part of the timeline, until some time after it ceased to be sticky.
     193 STICKY((RoomNum, Position) => rooms::StickyRow) in Index, Room of "rooms::sticky";
     /// The sticky events of a room by their sender.

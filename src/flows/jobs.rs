@@ -5,6 +5,10 @@
 //! A job has its effect once, because the batch of the effect deletes the timer, or because a repetition changes nothing. The
 //! work itself is told to [`Running`] when the server starts, because flows that promise jobs are used by that work.
 
+mod line;
+#[cfg(test)]
+mod tests;
+
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
@@ -12,13 +16,14 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
 use crate::{
-    env::payer::Payers,
+    env::payer::{Payer, Payers},
     error::{Error, Result},
     flows::{
         App,
+        jobs::line::{Held, Line},
         places::{Place, Places},
     },
-    schema::jobs::Job,
+    schema::jobs::{Job, Owner},
     store::{
         Batch, Enqueued, Guard, NotAccepted,
         timer::{self, Timer, TimerRow},
@@ -33,9 +38,11 @@ const AGAIN_MS: u64 = 10_000;
 const AGAIN_MS_MAX: u64 = 6 * 60 * 60 * 1000;
 /// A job that failed this often is given up: what fails for more than a week will not succeed.
 const TRIES_MAX: u32 = 40;
-/// At most this many jobs run at once; several do, so that a job that takes long holds no other up.
-const RUNNING_MAX: usize = 64;
-/// At most this many jobs beside those wait for other servers, which may take very long.
+/// A look at the timers goes through at most this many that are due, and chooses among them.
+const SEEN_MAX: usize = 10_000;
+/// At most this many jobs that are looked up at the start begin at once.
+const BEGUN_AT_START_MAX: usize = 64;
+/// At most this many jobs beside those that stay here wait for other servers, which may take very long.
 const ELSEWHERE_MAX: usize = 64;
 /// It takes at least this many users, and as many other servers, to have as many wait.
 const ELSEWHERE_PAYERS_MIN: usize = 8;
@@ -56,7 +63,7 @@ struct Jobs {
     /// Knows the work of every kind of job.
     carry_out: CarryOut,
     /// The jobs that run, without those that wait for other servers.
-    names: Mutex<BTreeSet<Name>>,
+    here: Mutex<Held>,
     /// The jobs that wait for other servers, or are about to.
     elsewhere: Mutex<BTreeSet<Name>>,
     elsewhere_places: Places,
@@ -75,21 +82,45 @@ impl Running {
     pub fn new(carry_out: CarryOut) -> Self {
         Self(Arc::new(Jobs {
             carry_out,
-            names: Mutex::default(),
+            here: Mutex::default(),
             elsewhere: Mutex::default(),
             elsewhere_places: Places::new(ELSEWHERE_MAX, ELSEWHERE_PAYERS_MIN),
             ended: Notify::default(),
         }))
     }
 
-    /// Marks a job as being carried out. Answers none if it is being carried out already.
+    /// Marks a job as being carried out for the flow that promised it. Answers none if it is being carried out already.
     fn begin(&self, timer: &Timer) -> Option<Run> {
-        let name = (timer.kind, timer.key.clone());
-        self.names_of(timer.kind).lock().insert(name.clone()).then(|| Run { running: self.clone(), name })
+        let name = name_of(timer);
+        let is_new = if Job::waits_for_others(timer.kind) {
+            self.0.elsewhere.lock().insert(name.clone())
+        } else {
+            self.0.here.lock().begin(name.clone())
+        };
+        is_new.then(|| Run { running: self.clone(), name })
     }
 
-    fn names_of(&self, kind: u8) -> &Mutex<BTreeSet<Name>> {
-        if Job::waits_for_others(kind) { &self.0.elsewhere } else { &self.0.names }
+    /// Marks a job as being carried out because it is due, if its kind and its owner have a place. Those that wait for other servers
+    /// are put aside later where there is none for them.
+    fn begin_in_place(&self, timer: &Timer, owner: Owner) -> Begun {
+        if Job::waits_for_others(timer.kind) {
+            return self.begin(timer).map_or(Begun::RunsAlready, Begun::Run);
+        }
+        let name = name_of(timer);
+        match self.0.here.lock().begin_in_place(name.clone(), owner) {
+            Some(true) => Begun::Run(Run { running: self.clone(), name }),
+            Some(false) => Begun::NoPlace,
+            None => Begun::RunsAlready,
+        }
+    }
+
+    fn is_running(&self, timer: &Timer) -> bool {
+        let name = name_of(timer);
+        if Job::waits_for_others(timer.kind) {
+            self.0.elsewhere.lock().contains(&name)
+        } else {
+            self.0.here.lock().contains(&name)
+        }
     }
 
     /// Takes a place for a job that waits for another server, and that these pay for; `None` where there is none for them.
@@ -101,10 +132,6 @@ impl Running {
         (self.0.carry_out)(app.clone(), timer.clone())
     }
 
-    fn is_full(&self) -> bool {
-        self.0.names.lock().len() >= RUNNING_MAX
-    }
-
     /// Resolves when a job is over, or was since this last resolved.
     pub(crate) async fn ended(&self) {
         self.0.ended.notified().await;
@@ -113,9 +140,28 @@ impl Running {
 
 impl Drop for Run {
     fn drop(&mut self) {
-        self.running.names_of(self.name.0).lock().remove(&self.name);
-        self.running.0.ended.notify_one();
+        let jobs = &self.running.0;
+        if Job::waits_for_others(self.name.0) {
+            jobs.elsewhere.lock().remove(&self.name);
+        } else {
+            jobs.here.lock().end(&self.name);
+        }
+        jobs.ended.notify_one();
     }
+}
+
+/// The outcome of trying to begin a job that is due.
+enum Begun {
+    /// It runs from now on.
+    Run(Run),
+    /// It must wait for a place.
+    NoPlace,
+    /// It is being carried out already.
+    RunsAlready,
+}
+
+fn name_of(timer: &Timer) -> Name {
+    (timer.kind, timer.key.clone())
 }
 
 /// Promises, in the batch of its cause, that a job will be carried out.
@@ -153,45 +199,64 @@ pub(crate) fn begin(app: &App, promised: Option<Timer>) {
     }
 }
 
-/// Begins the jobs of one kind that are promised, due or not, as far as there are places.
+/// Begins the jobs of one kind that are promised, due or not. It is one that waits for other servers, which has places of its own.
 pub(crate) fn begin_of_kind(app: &App, kind: u8) -> Result<()> {
-    for promised in timer::list_due(&app.store.view(), u64::MAX, RUNNING_MAX, |of| of == kind)? {
-        if !Job::waits_for_others(kind) && app.running.is_full() {
-            break;
-        }
+    debug_assert!(Job::waits_for_others(kind), "only such jobs are put aside where there is no place");
+    for promised in timer::list_due(&app.store.view(), u64::MAX, BEGUN_AT_START_MAX, |of| of == kind)? {
         begin(app, Some(promised));
     }
     Ok(())
 }
 
 /// The outcome of a look at the timers.
-pub(crate) struct Looked {
-    /// The number of jobs that were begun.
-    pub(crate) begun: usize,
-    /// Whether other jobs are due but wait, because as many run as may.
-    pub(crate) is_full: bool,
-    /// The time at which the next timer is due, in milliseconds since the epoch.
+pub(crate) struct Due {
+    /// The jobs that are due and have not begun yet.
+    line: Line,
+    /// The time at which the first timer is due, in milliseconds since the epoch.
     pub(crate) next_ms: Option<u64>,
 }
 
-/// Begins at most `jobs_max` jobs whose timers are due.
-pub(crate) fn begin_due(app: &App, now_ms: u64, jobs_max: usize) -> Result<Looked> {
+impl Due {
+    /// Whether all of them have begun.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.line.is_empty()
+    }
+}
+
+/// Lists jobs whose timers are due, at most `jobs_max`, so that no owner and no kind comes before the others with many of them.
+pub(crate) fn list_due(app: &App, now_ms: u64, jobs_max: usize) -> Result<Due> {
     let view = app.store.view();
-    let (mut begun, mut is_full) = (0, false);
-    // The timers of jobs that run are still listed, so that many more are read.
-    for due in timer::list_due(&view, now_ms, jobs_max + RUNNING_MAX + ELSEWHERE_MAX, Job::is_known)? {
-        is_full = app.running.is_full();
-        // Those that wait for other servers stand beside the others, and are put off where too many do.
-        if begun >= jobs_max || is_full && !Job::waits_for_others(due.kind) {
-            tracing::debug!(begun, is_full, "jobs that are due wait for others to end");
-            break;
-        }
-        if let Some(run) = app.running.begin(&due) {
-            begun += 1;
-            carry_out_due(app, due, run);
+    // The timers of jobs that run are still listed.
+    let due = timer::list_due(&view, now_ms, SEEN_MAX, Job::is_known)?;
+    let due = due.into_iter().filter(|due| !app.running.is_running(due));
+    let line = Line::of(due, jobs_max);
+    Ok(Due { line, next_ms: timer::find_next_due_ms(&view, Job::is_known)? })
+}
+
+/// Begins those of the jobs for which there is a place now; the others stay in line.
+pub(crate) fn begin_due(app: &App, mut due: Due) -> Result<Due> {
+    let view = app.store.view();
+    for (owner, timer) in due.line.take() {
+        match app.running.begin_in_place(&timer, owner) {
+            // It may have been done, or moved, while it waited in line.
+            Begun::Run(run) => {
+                if timer::is_waiting(&view, &timer)? {
+                    payers_of(owner).for_now(|| carry_out_due(app, timer, run));
+                }
+            }
+            Begun::NoPlace => due.line.put_back(owner, timer),
+            Begun::RunsAlready => {}
         }
     }
-    Ok(Looked { begun, is_full, next_ms: timer::find_next_due_ms(&view, Job::is_known)? })
+    Ok(due)
+}
+
+/// The payers of a job that is due. A user's counts for the user; the work in a room counts for nobody, and is bounded by places.
+fn payers_of(owner: Owner) -> Payers {
+    match owner {
+        Owner::User(user) => Payers::one(Payer::User(user)),
+        Owner::Server | Owner::Room(_) => Payers::SERVER,
+    }
 }
 
 /// Carries out a job for which nobody waits. A job that fails is put off, so that it holds no other up.

@@ -1,8 +1,9 @@
 //! Delayed events (MSC4140): events that a user schedules, which are sent at a later time unless they are taken back.
 //!
 //! A delayed event is a row of its user's. Two indexes list those that wait by the time at which they are due, and those that
-//! ended by the time of that. At any time a timer of the user is set that is due no later than the first of them;
-//! `src/flows/room/delayed.rs` sends what is due then, and sets the next one.
+//! ended by the time of that. A user has one timer, for the first of them all, and a row that says when it is due: whatever changes the
+//! first one moves the timer. So a user who schedules, restarts and cancels without end has no more timers than anybody else.
+//! `src/flows/room/delayed.rs` sends what is due.
 
 use std::time::Duration;
 
@@ -104,26 +105,53 @@ pub fn schedule(
         tracing::debug!(%user, count, reason = "too many delayed events", "a delayed event is refused");
         return Err(refusal.into());
     }
+    let before_ms = find_next_ms(batch, user)?;
     schema::DELAYED.put(batch, (user, id), &Json(row.clone()));
-    wait(batch, user, id, row, first_ms);
+    schema::DELAYED_DUE.put(batch, (user, row.due_ms(), id), &());
+    Ok(follow_first(batch, user, before_ms)?)
+}
+
+/// Moves the timer of a user where there is something else to do next than before, or where no timer is known.
+fn follow_first(batch: &mut Batch, user: UserNum, before_ms: Option<u64>) -> Result<(), Fault> {
+    let next_ms = find_next_ms(batch, user)?;
+    if next_ms != before_ms || !schema::DELAYED_TIMER.contains(batch, user)? {
+        set_timer(batch, user, next_ms)?;
+    }
     Ok(())
 }
 
-/// Lists a delayed event as one that waits, and sets the timer of its user where none is due before it.
-fn wait(batch: &mut Batch, user: UserNum, id: &str, row: &DelayedRow, first_ms: Option<u64>) {
-    schema::DELAYED_DUE.put(batch, (user, row.due_ms(), id), &());
-    if first_ms.is_none_or(|first_ms| row.due_ms() < first_ms) {
-        timer::set(batch, &Job::SendDelayed { user }.timer(row.due_ms()));
+/// Sets the timer of a user for this time, in place of the one that is set; where there is nothing to do any more, the user has none.
+/// The caller holds the user's lock.
+pub fn set_timer(batch: &mut Batch, user: UserNum, due_ms: Option<u64>) -> Result<(), Fault> {
+    let job = Job::SendDelayed { user };
+    let old_ms = schema::DELAYED_TIMER.get(batch, user)?;
+    if let Some(old_ms) = old_ms.filter(|_| old_ms != due_ms) {
+        timer::cancel(batch, &job.timer(old_ms));
     }
+    match due_ms {
+        Some(due_ms) => {
+            timer::set(batch, &job.timer(due_ms));
+            schema::DELAYED_TIMER.put(batch, user, &due_ms);
+        }
+        None => schema::DELAYED_TIMER.delete(batch, user),
+    }
+    Ok(())
 }
 
-/// Begins the delay of an event anew, whose row this is; the caller holds the user's lock. The timer that is set for the user is due
-/// no later than before.
-pub fn restart(batch: &mut Batch, user: UserNum, id: &str, row: DelayedRow, now_ms: u64) {
+/// Begins the delay of an event anew, whose row this is; the caller holds the user's lock.
+pub fn restart(
+    batch: &mut Batch,
+    user: UserNum,
+    id: &str,
+    row: DelayedRow,
+    now_ms: u64,
+) -> Result<(), Fault> {
+    let before_ms = find_next_ms(batch, user)?;
     schema::DELAYED_DUE.delete(batch, (user, row.due_ms(), id));
     let row = DelayedRow { scheduled_ms: now_ms, ..row };
     schema::DELAYED_DUE.put(batch, (user, row.due_ms(), id), &());
     schema::DELAYED.put(batch, (user, id), &Json(row));
+    follow_first(batch, user, before_ms)
 }
 
 /// Ends a delayed event that waits, whose row this is; the caller holds the user's lock.
@@ -135,11 +163,13 @@ pub fn end(
     end: DelayedEnd,
 ) -> Result<(), Fault> {
     debug_assert!(row.end.is_none(), "a delayed event ends once");
+    let before_ms = find_next_ms(batch, user)?;
     schema::DELAYED_DUE.delete(batch, (user, row.due_ms(), id));
     schema::DELAYED_ENDED.put(batch, (user, end.at_ms, id), &());
     let now_ms = end.at_ms;
     schema::DELAYED.put(batch, (user, id), &Json(DelayedRow { end: Some(end), ..row }));
-    forget_old(batch, user, now_ms)
+    forget_old(batch, user, now_ms)?;
+    follow_first(batch, user, before_ms)
 }
 
 /// Deletes the delayed events that ended so long ago, or so many others ago, that nobody looks them up; the caller holds the user's
@@ -170,8 +200,9 @@ pub fn find_next_ms(read: &(impl Read + ?Sized), user: UserNum) -> Result<Option
 }
 
 /// Deletes all delayed events of a user, for an account that ends.
-pub fn delete_all(batch: &mut Batch, user: UserNum) {
+pub fn delete_all(batch: &mut Batch, user: UserNum) -> Result<(), Fault> {
     schema::DELAYED.delete_prefix::<(UserNum,)>(batch, (user,));
     schema::DELAYED_DUE.delete_prefix::<(UserNum,)>(batch, (user,));
     schema::DELAYED_ENDED.delete_prefix::<(UserNum,)>(batch, (user,));
+    set_timer(batch, user, None)
 }

@@ -89,6 +89,24 @@ pub enum Job {
     },
 }
 
+/// The user or the room whose job it is. Those of one owner share places, so that nobody's jobs hold up those of others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Owner {
+    /// The server itself, which has as many as it has kinds of work. A job that cannot be read counts for it, too.
+    Server,
+    /// A user of this server.
+    User(UserNum),
+    /// A room, and all who act in it.
+    Room(RoomNum),
+}
+
+impl Owner {
+    /// The owner of the job of a timer.
+    pub fn of(timer: &Timer) -> Self {
+        Job::read(timer).map_or(Self::Server, |job| job.owner())
+    }
+}
+
 /// The two rooms of a replacement: settings move from one to the other.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Move {
@@ -192,6 +210,25 @@ impl Job {
             Self::Expire { room } => {
                 format!("messages of room {room} whose lifetime is over stay in the store, and are shown")
             }
+        }
+    }
+
+    /// The user or the room whose job it is.
+    fn owner(&self) -> Owner {
+        match self {
+            Self::TrimLog => Owner::Server,
+            Self::TellRooms { user }
+            | Self::CarryOver { user, .. }
+            | Self::SweepDevices { user }
+            | Self::SendDelayed { user } => Owner::User(*user),
+            Self::ForgetOriginal { room, .. }
+            | Self::ForgetSent { room, .. }
+            | Self::Reunite { room }
+            | Self::TakeLeftOut { room }
+            | Self::Sweep { room }
+            | Self::TendSticky { room }
+            | Self::CompleteState { room }
+            | Self::Expire { room } => Owner::Room(*room),
         }
     }
 

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::{
     error::Result,
     flows::{App, follow_up, jobs, room::expire},
@@ -35,11 +37,12 @@ async fn run(app: App) {
         tracing::error!(%error, "rooms could not be gone through for messages whose lifetime is over; the next start tries again");
     }
     loop {
-        let next_ms = begin_due(&app).await.unwrap_or_else(|error| {
+        let until = app.env.instant() + LOOKS_AT_MOST_EVERY;
+        let next_ms = begin_due(&app, until).await.unwrap_or_else(|error| {
             tracing::error!(%error, "due timers could not be looked up; the next look tries again");
             None
         });
-        app.env.sleep(LOOKS_AT_MOST_EVERY).await;
+        app.env.sleep(until.saturating_duration_since(app.env.instant())).await;
         let left = next_ms.map_or(LOOKS_AT_LEAST_EVERY, |next_ms| {
             Duration::from_millis(next_ms.saturating_sub(app.env.now_ms())).min(LOOKS_AT_LEAST_EVERY)
         });
@@ -51,18 +54,23 @@ async fn run(app: App) {
     }
 }
 
-/// Begins the jobs that are due, as many at once as may run; returns when the next timer is due.
-async fn begin_due(app: &App) -> Result<Option<u64>> {
-    let mut left = FIRED_A_SECOND_MAX;
+/// Begins the jobs that are due. Those for which there is no place begin as others end, until the time of the next look; returns when
+/// the next timer is due.
+async fn begin_due(app: &App, until: Instant) -> Result<Option<u64>> {
+    let (looks, now_ms) = (app.clone(), app.env.now_ms());
+    let mut due = app.env.blocking(move || jobs::list_due(&looks, now_ms, FIRED_A_SECOND_MAX)).await?;
     loop {
-        let (begins, now_ms) = (app.clone(), app.env.now_ms());
-        let look = move || jobs::begin_due(&begins, now_ms, left);
-        let looked = app.env.blocking(look).await?;
-        left = left.saturating_sub(looked.begun);
-        if left == 0 || !looked.is_full {
-            return Ok(looked.next_ms);
+        let begins = app.clone();
+        due = app.env.blocking(move || jobs::begin_due(&begins, due)).await?;
+        let left = until.saturating_duration_since(app.env.instant());
+        if due.is_empty() || left.is_zero() {
+            return Ok(due.next_ms);
         }
-        app.running.ended().await;
+        tokio::select! {
+            biased;
+            () = app.running.ended() => {}
+            () = app.env.sleep(left) => return Ok(due.next_ms),
+        }
     }
 }
 

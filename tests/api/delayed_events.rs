@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use aqueduct::config::Bucket;
+use aqueduct::{config::Bucket, store::timer};
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -13,6 +13,9 @@ use crate::{
 };
 
 const DELAYED: &str = "/_matrix/client/unstable/org.matrix.msc4140/delayed_events";
+
+/// The kind of the timers that send delayed events.
+const SEND_DELAYED: u8 = 11;
 
 /// Schedules a message as older clients do.
 async fn later(client: &TestClient, room: &str, txn: &str, delay_ms: u64) -> String {
@@ -407,6 +410,40 @@ async fn a_logout_leaves_what_is_scheduled_and_the_end_of_the_account_does_not()
     assert_eq!(bodies(&bob, &room).await, ["last will"]);
     let rows = server.assert_whole();
     assert!(rows.iter().all(|(name, count)| !name.starts_with("DELAYED") || *count == 0), "{rows:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_user_has_one_timer_however_often_they_change_their_mind() {
+    let server = TestServer::with(|config| config.rooms.delayed_events_max = 20);
+    let (alice, bob, room) = room_of_two(&server).await;
+    let timers = || {
+        let view = server.server().app().store.view();
+        timer::list_due(&view, u64::MAX, 100_000, |kind| kind == SEND_DELAYED).unwrap().len()
+    };
+    let mut waiting = std::collections::VecDeque::new();
+    for number in 0..400_u64 {
+        // Each is due before all others.
+        waiting.push_back(later(&alice, &room, &number.to_string(), 1_000_000 - number * 10).await);
+        if number % 3 == 0 {
+            act(&alice, waiting.back().unwrap(), "restart").await;
+        }
+        if waiting.len() > 10 {
+            assert_eq!(act(&alice, &waiting.pop_back().unwrap(), "cancel").await.0, StatusCode::OK);
+        }
+        assert_eq!(timers(), 1, "after {number}");
+    }
+    let bobs = later(&bob, &room, "on time", 990_000).await;
+    assert_eq!(timers(), 2);
+    sleep(&server, 992).await;
+    assert!(look_up(&bob, &bobs).await["event_id"].is_string());
+    for id in waiting {
+        act(&alice, &id, "cancel").await;
+    }
+    // The timers that are left forget what has ended.
+    assert_eq!(timers(), 2);
+    sleep(&server, 9 * 24 * 60 * 60).await;
+    assert_eq!(timers(), 0);
+    server.assert_whole();
 }
 
 #[tokio::test(start_paused = true)]

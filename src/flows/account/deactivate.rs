@@ -29,7 +29,7 @@ pub(crate) async fn deactivate(app: &App, user: UserNum, user_id: OwnedUserId, e
         rules::delete_all(batch, user);
         presence::kept::forget(batch, user);
         backup::delete_all(batch, user);
-        delayed::delete_all(batch, user);
+        delayed::delete_all(batch, user)?;
         subscriptions::delete_all(batch, user);
         Ok((swept, jobs::promise(app, batch, &Job::TellRooms { user })))
     })

@@ -3,6 +3,8 @@
 //! An event is sent in the batch that ends its delay, so that it is sent once, whenever the server is killed. It is judged when it is
 //! sent, as if its user sent it then.
 
+use std::time::Duration;
+
 use ruma::{CanonicalJsonObject, OwnedRoomId};
 
 use crate::{
@@ -25,7 +27,6 @@ use crate::{
     schema::{
         delayed::{DelayedEnd, DelayedOutcome, DelayedRow},
         event_types::{MEMBER, REDACTION},
-        jobs::Job,
         rooms::Membership,
     },
     store::timer::{self, Timer},
@@ -33,6 +34,8 @@ use crate::{
 
 /// At most this many events of a user are sent at a time; others who have events that are due get their turn in between.
 const SENT_AT_ONCE: usize = 50;
+/// A turn of a user sends no further event after this time, as where a policy server is slow: whoever waits for a place comes next.
+const TURN: Duration = Duration::from_secs(1);
 /// An event that cannot be sent for now, because of the server or of another one, is tried again after this many milliseconds.
 const AGAIN_MS: u64 = 10_000;
 /// An event that could not be sent for this many milliseconds is given up: it was meant for another time.
@@ -145,10 +148,7 @@ pub(crate) async fn act(app: &App, caller: &Caller, id: String, action: Action) 
                 let row = delayed::find(batch, user, &id, now_ms)?.ok_or_else(unknown)?;
                 match (&row.end, action) {
                     (Some(end), _) => require_outcome(&end.outcome, action),
-                    (None, Action::Restart) => {
-                        delayed::restart(batch, user, &id, row, now_ms);
-                        Ok(())
-                    }
+                    (None, Action::Restart) => Ok(delayed::restart(batch, user, &id, row, now_ms)?),
                     (None, Action::Cancel | Action::Send) => {
                         let end = DelayedEnd { at_ms: now_ms, outcome: DelayedOutcome::Cancelled };
                         Ok(delayed::end(batch, user, &id, row, end)?)
@@ -189,7 +189,7 @@ async fn send_now(app: &App, caller: &Caller, id: &str) -> Result<()> {
     let row = delayed::find(&app.store.view(), caller.user, id, app.env.now_ms())?.ok_or_else(unknown)?;
     match &row.end {
         Some(end) => require_outcome(&end.outcome, Action::Send),
-        None => Err(Error::Busy { retry_after: std::time::Duration::from_secs(1) }),
+        None => Err(Error::Busy { retry_after: Duration::from_secs(1) }),
     }
 }
 
@@ -257,22 +257,22 @@ pub(crate) async fn attend(app: &App, user: UserNum, fired: Timer) -> Result<()>
     let store = app.store.clone();
     let list = move || Ok(delayed::list_due(&store.view(), user, now_ms, SENT_AT_ONCE)?);
     let due = app.env.blocking(list).await?;
-    let mut is_put_off = false;
+    let (mut is_put_off, until) = (false, app.env.instant() + TURN);
     for (id, row) in due {
+        if app.env.instant() > until {
+            break;
+        }
         is_put_off |= !send_due(app, user, id, &row, now_ms).await?;
     }
     write::for_user(app, user, move |app, batch| {
         let now_ms = app.env.now_ms();
         delayed::forget_old(batch, user, now_ms)?;
-        let next_ms = delayed::find_next_ms(batch, user)?;
-        if timer::fire(batch, &fired)?
-            && let Some(next_ms) = next_ms
-        {
-            // An event that is due already is put off, or is one more than is sent at once.
-            let soonest_ms = now_ms + if is_put_off { AGAIN_MS } else { 1 };
-            timer::set(batch, &Job::SendDelayed { user }.timer(next_ms.max(soonest_ms)));
-        }
-        Ok(())
+        // Where the timer was moved meanwhile, by what was sent or by the user, the one that it has now is moved on.
+        timer::fire(batch, &fired)?;
+        // An event that is due already is put off, or is one more than is sent at once.
+        let soonest_ms = now_ms + if is_put_off { AGAIN_MS } else { 1 };
+        let next_ms = delayed::find_next_ms(batch, user)?.map(|next_ms| next_ms.max(soonest_ms));
+        Ok(delayed::set_timer(batch, user, next_ms)?)
     })
     .await
 }

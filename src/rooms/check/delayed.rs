@@ -6,7 +6,7 @@ use crate::{
 };
 
 /// Lists the checks of delayed events and of the indexes that list them.
-pub(super) fn checks() -> [RowCheck; 3] {
+pub(super) fn checks() -> [RowCheck; 4] {
     [
         RowCheck::of(&schema::DELAYED, |read, (user, id), Json(row), doubts| {
             let id = id.as_str();
@@ -28,6 +28,10 @@ pub(super) fn checks() -> [RowCheck; 3] {
             let row = schema::DELAYED.get(read, (*user, id.as_str()))?;
             let is_ended = row.and_then(|Json(row)| row.end).is_some_and(|end| end.at_ms == *at_ms);
             doubts.unless(is_ended, "no delayed event of this id ended then");
+            Ok(())
+        }),
+        RowCheck::of(&schema::DELAYED_TIMER, |read, user, _, doubts| {
+            doubts.unless(schema::USERS.contains(read, *user)?, "its account is gone");
             Ok(())
         }),
     ]

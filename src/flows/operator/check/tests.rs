@@ -380,6 +380,7 @@ const MAY_BE_LOST: &[&str] = &[
     "BEHIND",
     "CURSOR",
     "DEHYDRATED",
+    "DELAYED_TIMER",
     "DESTINATION",
     "DEVICES_BEHIND",
     "DEVICE_KEYS",
