@@ -8,16 +8,20 @@
 use std::time::Duration;
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use ruma::RoomId;
+use ruma::{CanonicalJsonObject, RoomId};
+use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use crate::{
     error::{Refusal, Result},
     ids::{DeviceNum, UserNum},
-    rooms::change::{Txn, txn},
+    rooms::{
+        change::{Txn, txn},
+        event, find_room,
+    },
     schema::{
         self,
-        delayed::{DelayedEnd, DelayedRow, NO_DEVICE},
+        delayed::{DelayedEnd, DelayedOutcome, DelayedRow, NO_DEVICE},
         jobs::Job,
     },
     store::{Batch, Direction, Fault, Read, key::Json, timer},
@@ -54,6 +58,21 @@ pub fn find(
 ) -> Result<Option<DelayedRow>, Fault> {
     let row = schema::DELAYED.get(read, (user, id))?.map(|Json(row)| row);
     Ok(row.filter(|row| row.end.as_ref().is_none_or(|end| end.at_ms.saturating_add(KEPT_MS) > now_ms)))
+}
+
+/// Reads the content of a delayed event to show it to its user. That of one which was sent is what its event says now: nothing, where the
+/// event was redacted, has come to the end of its lifetime, or is gone with its room.
+pub fn content_of(read: &(impl Read + ?Sized), row: &DelayedRow) -> Result<Value, Fault> {
+    let Some(DelayedEnd { outcome: DelayedOutcome::Sent(event_id), .. }) = &row.end else {
+        return serde_json::to_value(&row.content).map_err(|_| Fault::Corrupt("a content is not JSON"));
+    };
+    let sent = match find_room(read, &row.room_id)? {
+        Some(room) => event::find_by_id(read, room, event_id)?,
+        None => None,
+    };
+    let content = sent.map(|sent| serde_json::from_str(sent.row.content())).transpose();
+    let content = content.map_err(|_| Fault::Corrupt("the content of an event is not JSON"))?;
+    Ok(content.unwrap_or_else(|| Value::Object(serde_json::Map::new())))
 }
 
 /// Lists the delayed events of a user that wait and are due at this time, in the order in which they are due.
@@ -167,7 +186,12 @@ pub fn end(
     schema::DELAYED_DUE.delete(batch, (user, row.due_ms(), id));
     schema::DELAYED_ENDED.put(batch, (user, end.at_ms, id), &());
     let now_ms = end.at_ms;
-    schema::DELAYED.put(batch, (user, id), &Json(DelayedRow { end: Some(end), ..row }));
+    let content = match end.outcome {
+        // From here on the event itself holds it, which may be redacted, or come to the end of its lifetime.
+        DelayedOutcome::Sent(_) => CanonicalJsonObject::new(),
+        DelayedOutcome::Refused(..) | DelayedOutcome::Cancelled => row.content,
+    };
+    schema::DELAYED.put(batch, (user, id), &Json(DelayedRow { content, end: Some(end), ..row }));
     forget_old(batch, user, now_ms)?;
     follow_first(batch, user, before_ms)
 }

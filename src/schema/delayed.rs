@@ -19,7 +19,7 @@ pub struct DelayedRow {
     /// The state key, if it is a state event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state_key: Option<String>,
-    /// The content as the client wrote it.
+    /// The content as the client wrote it; it is empty once the event was sent, because then the event holds it.
     pub content: CanonicalJsonObject,
     /// It is sent this many milliseconds after it was scheduled or restarted.
     pub delay_ms: u64,

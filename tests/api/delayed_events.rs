@@ -413,6 +413,31 @@ async fn a_logout_leaves_what_is_scheduled_and_the_end_of_the_account_does_not()
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_was_sent_is_shown_as_its_event_is_now() {
+    let server = TestServer::new();
+    let (alice, _, room) = room_of_two(&server).await;
+    let redacted = later(&alice, &room, "said in haste", 1_000).await;
+    let expired = later(&alice, &room, "for an hour", 1_000).await;
+    let cancelled = later(&alice, &room, "never said", 1_000_000).await;
+    assert_eq!(look_up(&alice, &redacted).await["content"], json!({ "body": "said in haste" }));
+    sleep(&server, 3).await;
+    let ended = look_up(&alice, &redacted).await;
+    assert_eq!(ended["content"], json!({ "body": "said in haste" }));
+    let path = format!("/rooms/{room}/redact/{}/r", encoded(ended["event_id"].as_str().unwrap()));
+    alice.ok_put(&path, json!({})).await;
+    let ended = look_up(&alice, &redacted).await;
+    assert_eq!(ended["content"], json!({}), "the redaction reaches whatever shows the event");
+    assert!(ended["event_id"].is_string());
+    assert_eq!(act(&alice, &cancelled, "cancel").await.0, StatusCode::OK);
+    assert_eq!(look_up(&alice, &expired).await["content"], json!({ "body": "for an hour" }));
+    set_state(&alice, &room, "m.room.retention", "", json!({ "max_lifetime": 3_600_000 })).await;
+    sleep(&server, 3_700).await;
+    assert_eq!(look_up(&alice, &expired).await["content"], json!({}), "its lifetime is over");
+    assert_eq!(look_up(&alice, &cancelled).await["content"], json!({ "body": "never said" }));
+    server.assert_whole();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_user_has_one_timer_however_often_they_change_their_mind() {
     let server = TestServer::with(|config| config.rooms.delayed_events_max = 20);
     let (alice, bob, room) = room_of_two(&server).await;

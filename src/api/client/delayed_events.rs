@@ -30,6 +30,7 @@ use crate::{
     },
     rooms,
     schema::delayed::{DelayedOutcome, DelayedRow},
+    store::{Fault, Read},
 };
 
 pub(crate) fn routes(r: &mut Routes) {
@@ -103,7 +104,7 @@ pub(crate) async fn schedule(app: App, client: Client<Raw<Schedule>>) -> Result<
 }
 
 /// Shows a delayed event, with the names of the proposal of now and of the older one.
-fn show(id: &str, row: &DelayedRow) -> Value {
+fn show(read: &(impl Read + ?Sized), id: &str, row: &DelayedRow) -> Result<Value, Fault> {
     let mut shown = json!({
         "delay_id": id,
         "room_id": row.room_id,
@@ -112,7 +113,7 @@ fn show(id: &str, row: &DelayedRow) -> Value {
         "delay": row.delay_ms,
         "scheduled_at": row.scheduled_ms,
         "running_since": row.scheduled_ms,
-        "content": row.content,
+        "content": rooms::delayed::content_of(read, row)?,
     });
     let mut add =
         |name: &str, value: Value| shown.as_object_mut().map(|shown| shown.insert(name.to_owned(), value));
@@ -129,15 +130,17 @@ fn show(id: &str, row: &DelayedRow) -> Value {
             DelayedOutcome::Cancelled => {}
         }
     }
-    shown
+    Ok(shown)
 }
 
 /// `GET /_matrix/client/unstable/org.matrix.msc4140/delayed_events`
 pub(crate) async fn list(app: App, client: Client<Raw<List>>) -> Result<RawJson> {
     let (store, user) = (app.store.clone(), client.caller.user);
     let json = app.env.blocking(move || {
-        let waiting = rooms::delayed::list_due(&*store.snapshot(), user, u64::MAX, usize::MAX)?;
-        let shown: Vec<_> = waiting.iter().map(|(id, row)| show(id, row)).collect();
+        let snapshot = store.snapshot();
+        let waiting = rooms::delayed::list_due(&*snapshot, user, u64::MAX, usize::MAX)?;
+        let shown = waiting.iter().map(|(id, row)| show(&*snapshot, id, row));
+        let shown = shown.collect::<Result<Vec<_>, _>>()?;
         // Older clients look for `scheduled`.
         Ok(json!({ "delayed_events": shown, "scheduled": shown }).to_string())
     });
@@ -147,9 +150,10 @@ pub(crate) async fn list(app: App, client: Client<Raw<List>>) -> Result<RawJson>
 /// `GET /_matrix/client/unstable/org.matrix.msc4140/delayed_events/{delayId}`
 pub(crate) async fn look_up(app: App, client: Client<Raw<LookUp>>) -> Result<RawJson> {
     let id = client.request.arg(0);
-    let found = rooms::delayed::find(&*app.store.snapshot(), client.caller.user, id, app.env.now_ms())?;
+    let snapshot = app.store.snapshot();
+    let found = rooms::delayed::find(&*snapshot, client.caller.user, id, app.env.now_ms())?;
     let row = found.ok_or_else(delayed::unknown)?;
-    Ok(RawJson(show(id, &row).to_string().into()))
+    Ok(RawJson(show(&*snapshot, id, &row)?.to_string().into()))
 }
 
 /// The answer to an action that was done.

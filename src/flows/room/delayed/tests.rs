@@ -98,6 +98,7 @@ async fn a_server_that_is_killed_after_any_write_sends_what_was_scheduled_and_se
         for id in [&message, &state] {
             let row = delayed::find(&*snapshot, alice.user, id, app.env.now_ms()).unwrap().unwrap();
             assert!(matches!(row.end.unwrap().outcome, DelayedOutcome::Sent(_)));
+            assert!(row.content.is_empty(), "the event holds it");
         }
         assert_eq!(delayed::list_due(&*snapshot, alice.user, u64::MAX, 9).unwrap(), []);
         assert_eq!(check(&app.store, &mut |_| ()).unwrap().findings, [""; 0]);
