@@ -42,10 +42,10 @@ use ruma::api::{client::filter::FilterDefinition, error::ErrorKind};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    accounts::Caller,
+    accounts::{Caller, tokens},
     env::{Env, payer},
     error::{Refusal, Result},
-    ids::{DeviceNum, Position, UserNum},
+    ids::Position,
     push::Push,
     store::{Read, Snapshot, Store},
     sync::{
@@ -113,39 +113,46 @@ impl Polls {
 
     /// Answers as soon as something is new, when the time is up, or when too many newer polls of the device wait.
     pub async fn poll(&self, ask: Ask, timeout: Duration) -> Result<Answered> {
-        let (user, device) = (ask.caller.user, ask.caller.device);
+        let caller = ask.caller.clone();
         let look = move |parts: &Parts| {
             let found = parts.look(&ask)?;
             let has_news = found.has_news;
             Ok((found, has_news))
         };
-        self.wait((user, device), timeout, look).await
+        self.wait(caller, timeout, look).await
     }
 
     /// Answers sliding sync as [`Polls::poll`] answers `/sync`. What the answer changes of its connection must be kept before it is
     /// given ([`connections::keep`]). Refuses a position that is not one of a connection of the device: 400 `M_UNKNOWN_POS`.
     pub async fn slide(&self, ask: SlidingAsk, timeout: Duration) -> Result<(Answered, Option<Update>)> {
-        let (user, device) = (ask.caller.user, ask.caller.device);
+        let caller = ask.caller.clone();
         let v3 = ask.as_sync()?;
         let look = move |parts: &Parts| {
             let found = parts.slide(&ask, &v3)?;
             let has_news = found.answered.has_news;
             Ok(((found.answered, found.update), has_news))
         };
-        self.wait((user, device), timeout, look).await
+        self.wait(caller, timeout, look).await
     }
 
-    /// Looks until something is new, the time is up, or too many newer polls of the device wait.
+    /// Looks until something is new, the time is up, or too many newer polls of the device wait. Errors: 401 once the session of the
+    /// caller has ended, or the account is locked, also while the poll waits.
     async fn wait<T: Send + 'static>(
         &self,
-        (user, device): (UserNum, DeviceNum),
+        caller: Caller,
         timeout: Duration,
         look: impl Fn(&Parts) -> Result<(T, bool)> + Send + Sync + 'static,
     ) -> Result<T> {
+        let (user, device) = (caller.user, caller.device);
         let mut subscription = self.0.notifier.subscribe(user);
         let deadline = self.0.env.instant() + timeout.min(POLL_MAX);
         let mut place = None;
-        let look = Arc::new(look);
+        let look = Arc::new(move |parts: &Parts| {
+            let found = look(parts)?;
+            // Whatever ends the session wakes the poll, so that no answer is given to whom it is not meant for any more.
+            tokens::require_still(&*parts.store.snapshot(), &caller)?;
+            Ok(found)
+        });
         loop {
             let (parts, looked) = (Arc::clone(&self.0), Arc::clone(&look));
             let (answer, has_news) = self.0.env.blocking(move || looked(&parts)).await?;

@@ -127,6 +127,17 @@ pub fn require_session(read: &(impl Read + ?Sized), caller: &Caller) -> Result<(
     Err(unknown_token("The device was logged out while the request was under way.", false))
 }
 
+/// Refuses a caller who has waited, where their device has ended meanwhile (401 `M_UNKNOWN_TOKEN`) or their account was locked (401
+/// `M_USER_LOCKED`). It reads one row.
+pub fn require_still(read: &(impl Read + ?Sized), caller: &Caller) -> Result<()> {
+    let account = users::find(read, caller.user)?;
+    match account.filter(|account| !account.is_deactivated && !account.ended.contains(caller.device)) {
+        Some(account) if account.is_locked => Err(users::locked().into()),
+        Some(_) => Ok(()),
+        None => Err(unknown_token("The device was logged out while the request waited.", false)),
+    }
+}
+
 /// The device that tokens are given out to.
 #[derive(Clone, Debug)]
 pub struct Holder {

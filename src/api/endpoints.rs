@@ -29,7 +29,11 @@ pub(crate) fn list() -> impl Iterator<Item = Specified> {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, fmt::Write, path::Path};
+    use std::{
+        collections::{BTreeMap, BTreeSet},
+        fmt::Write,
+        path::Path,
+    };
 
     use super::*;
     use crate::api::{
@@ -151,12 +155,17 @@ mod tests {
     }
 
     /// The list is that which the specification recommends (client-server API, "Account suspension"), and what else others see: rooms
-    /// that are made, their state, members and names. A redaction is decided by its handler.
+    /// that are made, their state, members and names, presence and typing. A redaction is decided by its handler.
     #[test]
     fn suspended_users_may_not_call_what_is_listed() {
-        const REFUSED: [&str; 16] = [
+        const REFUSED: [&str; 26] = [
             "DELETE /_matrix/client/v3/directory/room/{}",
             "DELETE /_matrix/client/v3/profile/{}/{}",
+            "GET /_matrix/client/v1/admin/lock/{}",
+            "GET /_matrix/client/v1/admin/suspend/{}",
+            "POST /_matrix/client/v3/account/3pid/bind",
+            "POST /_matrix/client/v3/account/3pid/delete",
+            "POST /_matrix/client/v3/account/3pid/unbind",
             "POST /_matrix/client/v3/createRoom",
             "POST /_matrix/client/v3/join/{}",
             "POST /_matrix/client/v3/knock/{}",
@@ -166,21 +175,30 @@ mod tests {
             "POST /_matrix/client/v3/rooms/{}/kick",
             "POST /_matrix/client/v3/rooms/{}/unban",
             "POST /_matrix/client/v3/rooms/{}/upgrade",
+            "POST /_matrix/client/v3/user/{}/openid/request_token",
+            "PUT /_matrix/client/v1/admin/lock/{}",
+            "PUT /_matrix/client/v1/admin/suspend/{}",
             "PUT /_matrix/client/v3/directory/list/room/{}",
             "PUT /_matrix/client/v3/directory/room/{}",
+            "PUT /_matrix/client/v3/presence/{}/status",
             "PUT /_matrix/client/v3/profile/{}/{}",
             "PUT /_matrix/client/v3/rooms/{}/send/{}/{}",
             "PUT /_matrix/client/v3/rooms/{}/state/{}/{}",
+            "PUT /_matrix/client/v3/rooms/{}/typing/{}",
         ];
-        let mut found: Vec<_> = Routes::all()
-            .list_policies()
-            .into_iter()
-            .filter(|it| it.policy.suspended == Suspended::No && is_stable(it.path))
-            .map(|it| format!("{} {}", it.method, nameless(it.path)))
-            .collect();
-        found.sort();
-        found.dedup();
-        assert_eq!(found, REFUSED);
+        const LOOKED_AT: [&str; 4] = [
+            "GET /_matrix/client/v3/admin/whois/{}",
+            "POST /_matrix/client/v3/rooms/{}/read_markers",
+            "POST /_matrix/client/v3/rooms/{}/receipt/{}/{}",
+            "PUT /_matrix/client/v3/sendToDevice/{}/{}",
+        ];
+        let list = |is_meant: fn(&Suspended) -> bool| {
+            let all = Routes::all().list_policies().into_iter();
+            let found = all.filter(|it| is_meant(&it.policy.suspended) && is_stable(it.path));
+            found.map(|it| format!("{} {}", it.method, nameless(it.path))).collect::<BTreeSet<_>>()
+        };
+        assert_eq!(list(|it| matches!(it, Suspended::No)), BTreeSet::from(REFUSED.map(str::to_owned)));
+        assert_eq!(list(|it| matches!(it, Suspended::If(_))), BTreeSet::from(LOOKED_AT.map(str::to_owned)));
         let also_locked = Routes::all().list_policies().into_iter().filter(|it| it.policy.is_for_locked);
         let mut also_locked: Vec<_> = also_locked.filter(|it| is_stable(it.path)).map(|it| it.path).collect();
         also_locked.sort_unstable();
@@ -212,6 +230,19 @@ mod tests {
                 "| {method} | `{path}`{waits} | {} | {guests} | {limit} | {} |",
                 policy.who, policy.body
             );
+        }
+        page.push_str(
+            "\n## What suspended users may not ask\n\n\
+             They get 403 `M_USER_SUSPENDED`. *In part*: for what others see alone, as the function beside the handler decides.\n\n\
+             | Method | Path | Refused |\n|---|---|---|\n",
+        );
+        for Listed { method, path, policy } in routes.iter().filter(|it| !it.path.contains("/client/r0/")) {
+            let refused = match policy.suspended {
+                Suspended::Yes => continue,
+                Suspended::No => "always",
+                Suspended::If(_) => "in part",
+            };
+            let _ = writeln!(page, "| {method} | `{path}` | {refused} |");
         }
         page.push_str("\n## Not served yet\n\nThe server answers 404 `M_UNRECOGNIZED`.\n\n| Method | Path |\n|---|---|\n");
         let served: Vec<_> = routes.iter().map(|it| (it.method, nameless(it.path))).collect();

@@ -29,7 +29,7 @@ use crate::{
     api::{
         checked::Checked,
         misfit,
-        policy::{Body, Guests, Policy, Suspended, Who},
+        policy::{Body, Guests, Policy, Suspended, Who, Wish},
         raw::{Content, Raw},
         receive::Receiver,
     },
@@ -253,6 +253,7 @@ pub(crate) struct Call {
     path: Vec<String>,
     body: Bytes,
     mode: Body,
+    suspended: Suspended,
 }
 
 /// A body of more bytes than this is checked and read off the async threads, because that takes long enough to delay
@@ -270,7 +271,7 @@ impl Call {
             if caller.is_locked && !policy.is_for_locked {
                 return Err(users::locked().into());
             }
-            if policy.suspended == Suspended::No && caller.is_suspended {
+            if matches!(policy.suspended, Suspended::No) && caller.is_suspended {
                 return Err(users::suspended().into());
             }
             if policy.guests == Guests::No && caller.is_guest {
@@ -281,7 +282,16 @@ impl Call {
             }
         }
         let path = path_args(&mut parts)?;
-        Ok(Self { parts, unread, asker, peer, path, body: Bytes::new(), mode: policy.body })
+        Ok(Self {
+            parts,
+            unread,
+            asker,
+            peer,
+            path,
+            body: Bytes::new(),
+            mode: policy.body,
+            suspended: policy.suspended,
+        })
     }
 
     /// The user whose request it is, if a token named one.
@@ -377,6 +387,14 @@ impl Call {
                 .into());
             }
             Body::Json(_) => content.json = Checked::check(self.body)?,
+        }
+        if let (Asker::User(caller), Suspended::If(may)) = (&self.asker, self.suspended)
+            && caller.is_suspended
+        {
+            let body = content.json.bytes();
+            if !may(&Wish { user_id: &caller.user_id, path: &self.path, body: &body }) {
+                return Err(users::suspended().into());
+            }
         }
         let request = T::Asked::read(self.parts, self.path, content)?;
         T::new(self.asker, request, self.peer)

@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use ruma::UserId;
+
 use crate::flows::limits::Limit;
 
 /// The bytes of a kibibyte: 1,024.
@@ -52,12 +54,29 @@ pub enum Guests {
 }
 
 /// Whether suspended accounts may call an endpoint (client-server API, "Account suspension").
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+///
+/// A suspended account reads, leaves, takes back what it said and sees to its own devices and settings, and does nothing that others
+/// see. So an endpoint whose effect reaches others says [`Suspended::No`], and one that reaches others for some requests alone has them
+/// looked at.
+#[derive(Debug, Clone, Copy)]
 pub enum Suspended {
     /// Suspended accounts may call it.
     Yes,
     /// Suspended accounts get 403 `M_USER_SUSPENDED`.
     No,
+    /// Suspended accounts get 403 `M_USER_SUSPENDED` unless this answers `true` for what they ask.
+    If(fn(&Wish<'_>) -> bool),
+}
+
+/// What a suspended account asks an endpoint for, once the request is read.
+#[derive(Debug, Clone, Copy)]
+pub struct Wish<'a> {
+    /// The account that asks.
+    pub user_id: &'a UserId,
+    /// The parameters of the path, decoded.
+    pub path: &'a [String],
+    /// The body: a JSON object, or nothing.
+    pub body: &'a [u8],
 }
 
 /// How the body of a request is read.
@@ -102,7 +121,7 @@ impl fmt::Display for Body {
 }
 
 /// The rules that hold for one route before its handler is called.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 pub struct Policy {
     /// The kind of caller that may call the route.
     pub who: Who,
@@ -112,7 +131,7 @@ pub struct Policy {
     pub is_unlimited: bool,
     /// Whether guests may call the route.
     pub guests: Guests,
-    /// Whether suspended accounts may call the route. Where that depends on the request, its handler decides.
+    /// Whether suspended accounts may call the route. Where that depends on rows of the store, its flow decides.
     pub suspended: Suspended,
     /// Whether locked accounts may call the route. They can only log out.
     pub is_for_locked: bool,
@@ -127,12 +146,14 @@ impl Policy {
     pub(crate) fn new(who: Who, method: &http::Method) -> Self {
         let has_body = *method != http::Method::GET;
         let body = if has_body { Body::JSON } else { Body::None };
+        // A suspended admin moderates nobody.
+        let suspended = if who == Who::Admin { Suspended::No } else { Suspended::Yes };
         Self {
             who,
             limit: None,
             is_unlimited: false,
             guests: Guests::No,
-            suspended: Suspended::Yes,
+            suspended,
             is_for_locked: false,
             body,
             is_long_poll: false,
@@ -160,6 +181,12 @@ impl Policy {
     /// Refuses suspended accounts, because the route does what others see.
     pub(crate) fn not_suspended(&mut self) -> &mut Self {
         self.suspended = Suspended::No;
+        self
+    }
+
+    /// Refuses suspended accounts unless this answers `true` for what they ask.
+    pub(crate) fn suspended_if(&mut self, may: fn(&Wish<'_>) -> bool) -> &mut Self {
+        self.suspended = Suspended::If(may);
         self
     }
 

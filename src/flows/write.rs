@@ -238,14 +238,20 @@ pub(crate) fn on_publish(app: &App, wake: Wake) {
         }
         Wake::Listed { room } => app.rooms.listing().touch(room),
         Wake::Ended { user, user_id } => {
-            app.ended_sessions.wake_user(user);
+            end_waits(app, user);
             let owned = app.clone();
             app.env.spawn(async move { typists::stop_ended(&owned, user, &user_id).await });
         }
-        Wake::Locked { user } => app.ended_sessions.wake_user(user),
+        Wake::Locked { user } => end_waits(app, user),
         // The store itself wakes the task that fires timers.
         Wake::Timers => {}
     }
+}
+
+/// Wakes the sockets and polls of a user, of which those end whose session has ended.
+fn end_waits(app: &App, user: UserNum) {
+    app.ended_sessions.wake_user(user);
+    app.notifier.gather([user].into());
 }
 
 /// Wakes the polls of those who share a room with the user, and the user's own, when the batch is visible. This is for changes

@@ -41,14 +41,15 @@ pub enum Wake {
         /// The room whose entry has changed.
         room: RoomNum,
     },
-    /// Devices of a user ended: nobody is shown that the user types on them, and their sockets end.
+    /// Devices of a user ended: nobody is shown that the user types on them, and their sockets and
+    /// polls end.
     Ended {
         /// The user whose devices ended.
         user: UserNum,
         /// The id of that user.
         user_id: String,
     },
-    /// An account was locked: its sockets end.
+    /// An account was locked: its sockets and polls end.
     Locked {
         /// The user whose account was locked.
         user: UserNum,

@@ -1,5 +1,7 @@
 //! Accounts are moderated: locks, suspensions, reports, and who uses an account from where.
 
+use std::time::Duration;
+
 use aqueduct::{
     accounts::reports::{REASON_BYTES_MAX, REPORTS_MAX},
     flows::operator::operate::{Command, Outcome, operate},
@@ -59,6 +61,41 @@ async fn a_locked_account_can_only_log_out_and_goes_on_when_it_is_unlocked() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_poll_that_waits_ends_when_its_account_is_locked_or_its_device_is_logged_out() {
+    let server = TestServer::new();
+    let admin = admin(&server).await;
+    let (alice, bob, room) = room_of_two(&server).await;
+    let env = server.server().app().env.clone();
+    let phone = alice.on_device("PHONE").await;
+    let poll = async |client: &TestClient, path: &str, name: &str| {
+        let since = client.ok_get("/sync").await["next_batch"].as_str().unwrap().to_owned();
+        let (client, path) = (client.clone(), format!("{V3}/{path}?timeout=60000&{name}={since}"));
+        server.begin(async move { client.get(&path).await })
+    };
+    let mut of_phone = poll(&phone, "sync", "since").await;
+    let mut of_alice = [poll(&alice, "sync", "since").await, poll(&alice, "events", "from").await];
+    env.sleep(Duration::from_secs(1)).await;
+    assert!(of_phone.try_recv().is_err(), "it waits");
+    phone.ok_post("/logout", json!({})).await;
+    env.sleep(Duration::from_secs(1)).await;
+    assert_eq!(code(&of_phone.try_recv().unwrap()), (401, "M_UNKNOWN_TOKEN"));
+    // The other device learns of it, and waits on.
+    let answer = of_alice[0].try_recv();
+    if let Ok(answer) = answer {
+        assert_eq!(answer.0, StatusCode::OK);
+        of_alice[0] = poll(&alice, "sync", "since").await;
+    }
+    env.sleep(Duration::from_secs(1)).await;
+    assert!(of_alice.iter_mut().all(|poll| poll.try_recv().is_err()), "they wait");
+    set(&admin, "lock", &alice.user_id, true).await;
+    env.sleep(Duration::from_secs(1)).await;
+    for poll in &mut of_alice {
+        assert_eq!(code(&poll.try_recv().unwrap()), (401, "M_USER_LOCKED"));
+    }
+    say(&bob, &room, "behind a closed door").await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_is_locked_gets_no_token() {
     let server = TestServer::new();
     let admin = admin(&server).await;
@@ -97,6 +134,7 @@ async fn a_suspended_user_reads_and_leaves_and_does_nothing_that_others_see() {
     let open = create_room(&alice, json!({ "preset": "public_chat" })).await;
     set(&admin, "suspend", &bob.user_id, true).await;
     let me = &bob.user_id;
+    let to = |user: &str| json!({ "messages": { user: { "*": { "n": 1 } } } });
     let refused = [
         (Method::PUT, format!("rooms/{room}/send/m.room.message/1"), json!({ "body": "x" })),
         (Method::PUT, format!("rooms/{room}/state/m.room.topic/"), json!({ "topic": "x" })),
@@ -107,6 +145,17 @@ async fn a_suspended_user_reads_and_leaves_and_does_nothing_that_others_see() {
         (Method::POST, "createRoom".to_owned(), json!({})),
         (Method::PUT, format!("profile/{me}/displayname"), json!({ "displayname": "x" })),
         (Method::PUT, format!("rooms/{room}/redact/{other}/2"), json!({})),
+        (Method::PUT, format!("presence/{me}/status"), json!({ "presence": "online", "status_msg": "x" })),
+        (Method::PUT, format!("rooms/{room}/typing/{me}"), json!({ "typing": true, "timeout": 9_000 })),
+        (Method::POST, format!("rooms/{room}/receipt/m.read/{other}"), json!({})),
+        (
+            Method::POST,
+            format!("rooms/{room}/read_markers"),
+            json!({ "m.fully_read": other, "m.\u{72}ead": other }),
+        ),
+        (Method::PUT, "sendToDevice/m.test/1".to_owned(), to(&alice.user_id)),
+        (Method::POST, format!("user/{me}/openid/request_token"), json!({})),
+        (Method::POST, "account/3pid/delete".to_owned(), json!({ "medium": "email", "address": "a@b" })),
     ];
     for (method, path, body) in refused {
         let token = bob.token.as_deref();
@@ -116,7 +165,17 @@ async fn a_suspended_user_reads_and_leaves_and_does_nothing_that_others_see() {
     bob.ok_get(&format!("{V3}/sync")).await;
     bob.ok_get(&format!("{V3}/rooms/{room}/messages?dir=b")).await;
     bob.ok_put(&format!("{V3}/rooms/{room}/redact/{own}/3"), json!({})).await;
-    bob.ok_put(&format!("{V3}/sendToDevice/m.key.verification.request/4"), json!({ "messages": {} })).await;
+    bob.ok_put(&format!("{V3}/sendToDevice/m.key.verification.request/4"), to(&bob.user_id)).await;
+    bob.ok_put(&format!("{V3}/sendToDevice/m.room.encrypted/5"), to(&alice.user_id)).await;
+    bob.ok_post(&format!("{V3}/rooms/{room}/receipt/m.read.private/{other}"), json!({})).await;
+    let marked = json!({ "m.fully_read": other, "m.read.private": other });
+    bob.ok_post(&format!("{V3}/rooms/{room}/read_markers"), marked).await;
+    // A poll shows nobody that its user is here.
+    let seen = alice.ok_get(&format!("{V3}/presence/{me}/status")).await;
+    server.server().app().env.sleep(Duration::from_secs(600)).await;
+    bob.ok_get(&format!("{V3}/sync?set_presence=online")).await;
+    let again = alice.ok_get(&format!("{V3}/presence/{me}/status")).await;
+    assert_ne!(again["presence"], "online", "{seen} {again}");
     for left in [&room, &invited] {
         must(&bob, left, "leave", json!({})).await;
     }
@@ -135,7 +194,7 @@ async fn messages_that_were_scheduled_before_a_suspension_are_not_sent() {
     bob.ok_put(&path(1), json!({ "body": "later" })).await;
     set(&admin, "suspend", &bob.user_id, true).await;
     assert_eq!(code(&bob.put(&path(2), json!({ "body": "x" })).await), (403, "M_USER_SUSPENDED"));
-    server.server().app().env.sleep(std::time::Duration::from_secs(10)).await;
+    server.server().app().env.sleep(Duration::from_secs(10)).await;
     let page = alice.ok_get(&format!("{V3}/rooms/{room}/messages?dir=b")).await;
     let events = page["chunk"].as_array().unwrap();
     assert!(events.iter().all(|event| event["type"] != "m.room.message"), "{events:?}");

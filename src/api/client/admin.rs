@@ -22,7 +22,10 @@ use crate::{
 };
 
 pub(crate) fn routes(r: &mut Routes) {
-    r.client(get_user_info).limit(Limit::Read);
+    // A suspended admin looks at nobody else.
+    r.client(get_user_info)
+        .limit(Limit::Read)
+        .suspended_if(|wish| wish.path.first().is_some_and(|user| *user == wish.user_id.as_str()));
     r.admin(is_user_locked).limit(Limit::Read);
     r.admin(lock_user).limit(Limit::Other);
     r.admin(is_user_suspended).limit(Limit::Read);

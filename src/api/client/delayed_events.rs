@@ -37,10 +37,13 @@ pub(crate) fn routes(r: &mut Routes) {
     r.client(schedule).limit(Limit::Send).guests(Guests::Yes).body(EVENT).not_suspended();
     r.client(list).limit(Limit::Read).guests(Guests::Yes);
     r.client(look_up).limit(Limit::Read).guests(Guests::Yes);
-    r.client(act).limit(Limit::Other).guests(Guests::Yes).body(Body::Json(KIB));
-    r.client(send_now).limit(Limit::Send).guests(Guests::Yes).body(Body::Json(KIB));
+    let route = r.client(act).limit(Limit::Other).guests(Guests::Yes).body(Body::Json(KIB));
+    route.suspended_if(|wish| {
+        serde_json::from_slice::<ToDo>(wish.body).is_ok_and(|todo| todo.action.as_deref() == Some("cancel"))
+    });
+    r.client(send_now).limit(Limit::Send).guests(Guests::Yes).body(Body::Json(KIB)).not_suspended();
     r.client(cancel).limit(Limit::Other).guests(Guests::Yes).body(Body::Json(KIB));
-    r.client(restart).limit(Limit::Other).guests(Guests::Yes).body(Body::Json(KIB));
+    r.client(restart).limit(Limit::Other).guests(Guests::Yes).body(Body::Json(KIB)).not_suspended();
 }
 
 endpoint!(

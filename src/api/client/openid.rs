@@ -12,7 +12,7 @@ use crate::{
 };
 
 pub(crate) fn routes(r: &mut Routes) {
-    r.client(request_openid_token).limit(Limit::Other);
+    r.client(request_openid_token).limit(Limit::Other).not_suspended();
 }
 
 /// `POST /_matrix/client/v3/user/{userId}/openid/request_token`

@@ -15,7 +15,7 @@ use crate::{
 
 pub(crate) fn routes(r: &mut Routes) {
     r.client(get_presence).limit(Limit::Read);
-    r.client(set_presence).limit(Limit::Other);
+    r.client(set_presence).limit(Limit::Other).not_suspended();
 }
 
 /// `GET /_matrix/client/v3/presence/{userId}/status`

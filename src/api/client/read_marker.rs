@@ -1,9 +1,12 @@
 //! Sets the read marker of a room, and receipts together with it.
 
+use std::collections::BTreeMap;
+
 use ruma::{api::client::read_marker::set_read_marker, events::receipt::ReceiptThread};
+use serde::de::IgnoredAny;
 
 use crate::{
-    api::{Routes, extract::Client},
+    api::{Routes, client::receipt::PUBLIC, extract::Client, policy::Wish},
     error::Result,
     flows::{
         App,
@@ -14,7 +17,13 @@ use crate::{
 };
 
 pub(crate) fn routes(r: &mut Routes) {
-    r.client(set_read_marker).limit(Limit::Other);
+    r.client(set_read_marker).limit(Limit::Other).suspended_if(tells_nobody);
+}
+
+/// Whether a request sets nothing that others see: a public receipt.
+fn tells_nobody(wish: &Wish<'_>) -> bool {
+    let fields = serde_json::from_slice::<BTreeMap<String, IgnoredAny>>(wish.body);
+    fields.is_ok_and(|fields| !fields.contains_key(PUBLIC))
 }
 
 /// `POST /_matrix/client/v3/rooms/{roomId}/read_markers`

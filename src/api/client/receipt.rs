@@ -12,8 +12,14 @@ use crate::{
     schema::receipts::ReceiptKind,
 };
 
+/// The type of receipts that others see.
+pub(super) const PUBLIC: &str = "m.read";
+
 pub(crate) fn routes(r: &mut Routes) {
-    r.client(create_receipt).limit(Limit::Other);
+    // Others see a receipt that is public; a client of a suspended user counts by a private one.
+    r.client(create_receipt)
+        .limit(Limit::Other)
+        .suspended_if(|wish| wish.path.get(1).is_none_or(|kind| kind != PUBLIC));
 }
 
 /// `POST /_matrix/client/v3/rooms/{roomId}/receipt/{receiptType}/{eventId}`

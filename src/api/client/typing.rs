@@ -15,7 +15,7 @@ use crate::{
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 
 pub(crate) fn routes(r: &mut Routes) {
-    r.client(create_typing_event).limit(Limit::Other);
+    r.client(create_typing_event).limit(Limit::Other).not_suspended();
 }
 
 /// The body of a request. Ruma's type demands a `timeout`, which the specification does not.

@@ -193,8 +193,8 @@ impl Drop for PresentPoll {
 /// Begins a poll that says how present its user is. Errors: 400 `M_INVALID_PARAM` for a state that Matrix does not have.
 pub async fn begin_poll(app: &App, caller: &Caller, state: PresenceState) -> Result<Option<PresentPoll>> {
     require_known(&state)?;
-    // The state `offline` means that the poll says nothing about its user.
-    if !app.config.presence.enabled || state == PresenceState::Offline {
+    // The state `offline` means that the poll says nothing about its user, and nobody is shown what a suspended user does.
+    if !app.config.presence.enabled || state == PresenceState::Offline || caller.is_suspended {
         return Ok(None);
     }
     let (user, device, now_ms) = (caller.user, caller.device, app.env.now_ms());
@@ -207,7 +207,7 @@ pub async fn begin_poll(app: &App, caller: &Caller, state: PresenceState) -> Res
 /// Notes that the user did something of their own accord, such as sending a message. This costs next to nothing if it changes
 /// nothing for others.
 pub fn note_active(app: &App, caller: &Caller) {
-    if !app.config.presence.enabled {
+    if !app.config.presence.enabled || caller.is_suspended {
         return;
     }
     let now_ms = app.env.now_ms();

@@ -25,9 +25,9 @@ use crate::{
 pub(crate) fn routes(r: &mut Routes) {
     r.client(get_3pids).limit(Limit::Read);
     r.client(refuse_change::<add_3pid::v3::Request>).limit(Limit::Other);
-    r.client(refuse_change::<bind_3pid::v3::Request>).limit(Limit::Other);
-    r.client(refuse_change::<unbind_3pid::v3::Request>).limit(Limit::Other);
-    r.client(refuse_change::<delete_3pid::v3::Request>).limit(Limit::Other);
+    r.client(refuse_change::<bind_3pid::v3::Request>).limit(Limit::Other).not_suspended();
+    r.client(refuse_change::<unbind_3pid::v3::Request>).limit(Limit::Other).not_suspended();
+    r.client(refuse_change::<delete_3pid::v3::Request>).limit(Limit::Other).not_suspended();
     r.public(refuse_proof::<request_3pid_management_token_via_email::v3::Request>).limit(Limit::Other);
     r.public(refuse_proof::<request_3pid_management_token_via_msisdn::v3::Request>).limit(Limit::Other);
     r.public(refuse_proof::<request_password_change_token_via_email::v3::Request>).limit(Limit::Other);
