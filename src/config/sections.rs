@@ -247,7 +247,8 @@ pub struct Search {
     pub enabled: bool,
     /// The memory in which words are gathered before they are written to the disk.
     pub writer_bytes_max: Size,
-    /// The number of milliseconds for which changes are gathered before searches find them.
+    /// The number of milliseconds for which changes are gathered before they are written to the index, or a quarter of it where a
+    /// search waits for them.
     pub delay_ms: u64,
 }
 

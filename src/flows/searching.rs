@@ -1,6 +1,9 @@
 //! The index of search follows the log: this reads it page by page, commits what was read, and builds the index anew where that is
 //! needed. Searches go on meanwhile with what was committed last.
 //!
+//! Changes are gathered for a while before they are committed. A search asks for what was written before it began, and then less is
+//! gathered: all who search meanwhile wait for one commit, and commits keep a distance whoever asks.
+//!
 //! The cursor of this reader is in the index itself, so that both always agree. What the store keeps under the reader's name only has the
 //! log wait for it. Where the log did not, the index is built anew.
 
@@ -44,6 +47,10 @@ const READER: &str = "search";
 const FAILED_AGAIN_AFTER: Duration = Duration::from_secs(2);
 /// A reader that keeps failing tries again at least this often.
 const FAILED_AGAIN_AFTER_MAX: Duration = Duration::from_secs(300);
+/// A commit that searches ask for comes no sooner after the one before than this part of the time for which changes are gathered.
+const ASKED_PART: u32 = 4;
+/// A search waits at most this long for what was written before it began, and then goes on with what the index has.
+const SEARCH_WAITS_MAX: Duration = Duration::from_secs(2);
 /// An index that fails this many times on end is built anew.
 const FAILS_MAX: u32 = 5;
 
@@ -58,6 +65,8 @@ struct Shared {
     began: parking_lot::Mutex<Option<Progress>>,
     is_to_begin_anew: AtomicBool,
     told: Notify,
+    /// Notified when a search waits for what is not committed yet.
+    asked: Notify,
 }
 
 /// How far the index has come. Everything up to here is found by searches.
@@ -68,6 +77,8 @@ struct Reached {
     is_walking: bool,
     /// How often the index was begun anew since the server started.
     begun_anew: u64,
+    /// The number of commits since the server started.
+    commits: u64,
 }
 
 /// The state of the index, as an operator is told it.
@@ -107,10 +118,12 @@ impl Searching {
                     position: progress.position(),
                     is_walking: progress.walk.is_some(),
                     begun_anew: 0,
+                    commits: 0,
                 }),
                 began: parking_lot::Mutex::new(Some(progress)),
                 is_to_begin_anew: AtomicBool::new(false),
                 told: Notify::new(),
+                asked: Notify::new(),
             }))),
             Err(error) => {
                 tracing::error!(%error, "there is no search in messages until the next start");
@@ -145,6 +158,26 @@ impl Searching {
         let is_there = |reached: &Reached| reached.position >= position && !reached.is_walking;
         // The sender lives as long as this handle.
         let _ = shared.reached.subscribe().wait_for(is_there).await;
+    }
+
+    /// Waits a bounded time until searches find everything that was written up to a position, and has the index commit for that sooner
+    /// than it would. It waits neither for an index that is being filled, which takes longer than anybody wants to wait, nor where
+    /// there is none.
+    pub(crate) async fn settle(&self, env: &Env, position: Position) {
+        let Some(shared) = &self.0 else { return };
+        let mut reached = shared.reached.subscribe();
+        let is_there = |reached: &Reached| reached.position >= position || reached.is_walking;
+        if is_there(&reached.borrow()) {
+            return;
+        }
+        shared.asked.notify_one();
+        tokio::select! {
+            biased;
+            _ = reached.wait_for(is_there) => {}
+            () = env.sleep(SEARCH_WAITS_MAX) => {
+                tracing::debug!(reason = "the index is behind", "a search goes on without what was written last");
+            }
+        }
     }
 
     /// Builds the index anew, and answers once that has begun. Errors: 404 where search is switched off.
@@ -238,7 +271,7 @@ async fn run(app: App, shared: Arc<Shared>, progress: Progress, mut written: wat
             }
             Ok(Followed::All) => {
                 fails = 0;
-                app.env.sleep(Duration::from_millis(app.config.search.delay_ms)).await;
+                gather(&app, &shared).await;
                 let due = reading.now.scrub_by_ms.map(|due| due.saturating_sub(app.env.now_ms()));
                 let scrub = async {
                     match due {
@@ -263,6 +296,19 @@ async fn run(app: App, shared: Arc<Shared>, progress: Progress, mut written: wat
                 app.env.sleep(wait).await;
             }
         }
+    }
+}
+
+/// Waits while changes are gathered: less where a search asks for them, but always long enough that the disk is not busy with
+/// commits alone.
+async fn gather(app: &App, shared: &Shared) {
+    let delay = Duration::from_millis(app.config.search.delay_ms);
+    let least = delay / ASKED_PART;
+    app.env.sleep(least).await;
+    tokio::select! {
+        biased;
+        () = shared.asked.notified() => {}
+        () = app.env.sleep(delay.saturating_sub(least)) => {}
     }
 }
 
@@ -343,5 +389,9 @@ fn tell(shared: &Shared, reading: &Reading) {
         position: reading.now.position(),
         is_walking: reading.now.walk.is_some(),
         begun_anew: reading.begun_anew,
+        commits: reading.commits,
     });
 }
+
+#[cfg(test)]
+mod tests;

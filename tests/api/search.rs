@@ -133,6 +133,25 @@ async fn texts_are_found_by_their_words_in_the_fields_that_are_asked_for() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_searches_at_once_finds_what_they_have_just_sent() {
+    let server = server();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let room = alice.create(json!({ "preset": "public_chat" })).await;
+    join(&bob, &room).await;
+    let at_once = async |who: &TestClient, term: &str| {
+        ids(&who.ok_post("/search", body(term, json!({}))).await["search_categories"]["room_events"])
+    };
+    for number in 0..10 {
+        let term = format!("needle{number}");
+        let event = alice.say(&room, &term, &term).await;
+        assert_eq!(at_once(&alice, &term).await, [event.as_str()]);
+        assert_eq!(at_once(&bob, &term).await, [event.as_str()]);
+        redact(&alice, &room, &event, &format!("r{number}")).await;
+        assert_eq!(at_once(&bob, &term).await, [""; 0], "what was taken back is not found");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn text_of_many_languages_is_found() {
     let server = server();
     let alice = server.register("alice").await;

@@ -36,7 +36,7 @@ use crate::{
         find::{self, Candidate, Found, Key, OrderBy, Question, Scope, Words},
         index::{Index, TextKind},
     },
-    store::Snapshot,
+    store::{Read, Snapshot},
 };
 
 /// A page has this many results where the filter names no limit.
@@ -174,6 +174,10 @@ pub(crate) async fn search(app: &App, caller: &Caller, wanted: SearchWanted) -> 
     let mark =
         wanted.next_batch.as_deref().map(|token| PageMark::parse(token, wanted.order_by)).transpose()?;
     let filter = EventFilter::new(&wanted.filter)?;
+    // Whoever has just sent a message finds it. A further page goes on in what the first one found.
+    if mark.is_none() {
+        app.searching.settle(&app.env, app.store.snapshot().upto()).await;
+    }
     let (store, caller, now_ms) = (app.store.clone(), caller.clone(), app.env.now_ms());
     let work = move || {
         let snapshot = store.snapshot();
