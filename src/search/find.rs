@@ -1,12 +1,15 @@
 //! Finds documents in the index: the words of a search become a query, and the best of what fits is collected.
 //!
 //! A query is built from the words of the text alone, so there is no syntax that a searcher could write. All words must be there;
-//! a word also stands for those that begin with it. What fits is ranked by BM25 with fixed statistics: how common a word is in
+//! a word also stands for those that begin with it. Those are not looked up among all words of the server: each text is indexed by the
+//! beginnings of its words, so that no word of a room that the searcher may not see decides what is found.
+//!
+//! What fits is ranked by BM25 with fixed statistics: how common a word is in
 //! messages that the searcher may not see has no part in it, and so the rank of a message stays what it is from page to page.
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BinaryHeap, HashMap, HashSet},
+    collections::{BinaryHeap, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -34,12 +37,6 @@ use crate::{
 const SEARCH_BYTES_MAX: usize = 2_000;
 /// A search has at most this many different words, because each is looked up.
 const WORDS_MAX: usize = 40;
-/// A word with fewer characters than this stands for itself alone, because too many others begin with it.
-const BEGINNING_CHARS_MIN: usize = 3;
-/// The words of a search stand for at most this many others together, the most common ones.
-const OTHERS_MAX: usize = 200;
-/// At most this many words of the index are looked at for those that begin with one of the search.
-const OTHERS_LOOKED_AT_MAX: usize = 5_000;
 /// At most this many of the documents that fit are handed on, the best ones.
 pub const CANDIDATES_MAX: usize = 1_000;
 /// A query names rooms to the index where there are at most this many. Otherwise the room of each document that fits is looked at.
@@ -146,18 +143,13 @@ impl Part {
     /// Whether a word of a text is one that this part looks for.
     fn fits(&self, word: &Word) -> bool {
         match (self, word.kind) {
-            (Self::Spaced(text), Kind::Spaced) if is_beginning(text) => word.text.starts_with(text),
+            (Self::Spaced(text), Kind::Spaced) if words::is_beginning(text) => word.text.starts_with(text),
             (Self::Spaced(text), Kind::Spaced) => word.text == *text,
             (Self::Single(text), Kind::Single) => word.text == *text,
             (Self::Run(pairs), Kind::Pair) => pairs.contains(&word.text),
             _ => false,
         }
     }
-}
-
-/// Whether a word also stands for others that begin with it.
-fn is_beginning(word: &str) -> bool {
-    word.chars().count() >= BEGINNING_CHARS_MIN
 }
 
 /// The order in which results come.
@@ -254,7 +246,7 @@ pub fn find(index: &Index, question: &Question<'_>) -> Result<Found> {
         return Ok(Found::default());
     }
     let (searcher, fields) = index.searcher();
-    let query = query(&searcher, fields, question).map_err(index::broken)?;
+    let query = query(fields, question);
     let best = Best {
         rooms: question.rooms.into(),
         kinds: question.kinds.iter().fold(0, |kinds, kind| kinds | kind.bit()),
@@ -266,16 +258,11 @@ pub fn find(index: &Index, question: &Question<'_>) -> Result<Found> {
 }
 
 /// Builds the query of a question.
-fn query(
-    searcher: &tantivy::Searcher,
-    fields: Fields,
-    question: &Question<'_>,
-) -> tantivy::Result<BooleanQuery> {
+fn query(fields: Fields, question: &Question<'_>) -> BooleanQuery {
     let mut clauses: Vec<(Occur, Box<dyn Query>)> = Vec::new();
-    let spaced = question.words.0.iter().filter(|part| matches!(part, Part::Spaced(_))).count();
     for part in &question.words.0 {
         let query = match part {
-            Part::Spaced(word) => beginning(searcher, fields.text, word, OTHERS_MAX / spaced.max(1))?,
+            Part::Spaced(word) => beginning(fields, word),
             Part::Single(text) => term(fields.text, text),
             Part::Run(pairs) => run(fields.text, pairs),
         };
@@ -293,7 +280,7 @@ fn query(
         let senders = question.not_senders.iter().map(|sender| Term::from_field_text(fields.sender, sender));
         clauses.push((Occur::MustNot, any_of(senders)));
     }
-    Ok(BooleanQuery::new(clauses))
+    BooleanQuery::new(clauses)
 }
 
 fn term(field: Field, text: &str) -> Box<dyn Query> {
@@ -316,37 +303,18 @@ fn run(field: Field, pairs: &[String]) -> Box<dyn Query> {
     }
 }
 
-/// A query for a word, and for the most common of those that begin with it.
-fn beginning(
-    searcher: &tantivy::Searcher,
-    field: Field,
-    word: &str,
-    others_max: usize,
-) -> tantivy::Result<Box<dyn Query>> {
-    let same = term(field, word);
-    if !is_beginning(word) {
-        return Ok(same);
+/// A query for a word, and for all that begin with it.
+fn beginning(fields: Fields, word: &str) -> Box<dyn Query> {
+    let same = term(fields.text, word);
+    if !words::is_beginning(word) {
+        return same;
     }
-    let mut others: BTreeMap<String, u64> = BTreeMap::new();
-    let mut left = OTHERS_LOOKED_AT_MAX;
-    for segment in searcher.segment_readers() {
-        let words = segment.inverted_index(field)?;
-        let mut words = words.terms().range().gt(word.as_bytes()).into_stream()?;
-        while left > 0 && words.advance() {
-            let Some(other) = std::str::from_utf8(words.key()).ok().filter(|other| other.starts_with(word))
-            else {
-                break;
-            };
-            left -= 1;
-            *others.entry(other.to_owned()).or_default() += u64::from(words.value().doc_freq);
-        }
-    }
-    let mut others: Vec<(String, u64)> = others.into_iter().collect();
-    others.sort_by(|(one, of_one), (other, of_other)| of_other.cmp(of_one).then_with(|| one.cmp(other)));
-    others.truncate(others_max);
-    let mut any: Vec<Box<dyn Query>> = vec![Box::new(BoostQuery::new(same, SAME_WORD))];
-    any.extend(others.iter().map(|(other, _)| term(field, other)));
-    Ok(Box::new(BooleanQuery::union(any)))
+    let begins = Term::from_field_text(fields.beginnings, word);
+    let any: Vec<Box<dyn Query>> = vec![
+        Box::new(BoostQuery::new(same, SAME_WORD)),
+        Box::new(TermQuery::new(begins, IndexRecordOption::Basic)),
+    ];
+    Box::new(BooleanQuery::union(any))
 }
 
 /// The statistics by which all searches rank: none of them tells anything of messages that the searcher may not see.

@@ -35,7 +35,7 @@ use crate::{
 };
 
 /// The number of what is kept of a message, and of how its words are made. An index of another number is made anew.
-const LAYOUT: u32 = 1;
+const LAYOUT: u32 = 2;
 /// The directory of the index in the server's data directory.
 const DIRECTORY: &str = "search";
 /// Segments of which more than this part was deleted are written anew when others are merged.
@@ -176,6 +176,8 @@ impl Shelf {
 pub(super) struct Fields {
     /// The words of the text, with their places.
     pub(super) text: Field,
+    /// The beginnings of the words of the text.
+    pub(super) beginnings: Field,
     /// The room and the event.
     key: Field,
     /// The room and the edit whose text this is.
@@ -202,8 +204,11 @@ pub(super) mod column {
 fn schema() -> (Schema, Fields) {
     let mut schema = Schema::builder();
     let words = TextFieldIndexing::default().set_index_option(IndexRecordOption::WithFreqsAndPositions);
+    let beginnings = TextFieldIndexing::default().set_index_option(IndexRecordOption::Basic);
     let fields = Fields {
         text: schema.add_text_field("text", TextOptions::default().set_indexing_options(words)),
+        beginnings: schema
+            .add_text_field("beginnings", TextOptions::default().set_indexing_options(beginnings)),
         key: schema.add_bytes_field("key", INDEXED),
         edit_key: schema.add_bytes_field("edit_key", INDEXED),
         room: schema.add_u64_field(column::ROOM, INDEXED | FAST),
@@ -404,6 +409,10 @@ impl Index {
     }
 }
 
+fn token(text: String, position: usize) -> Token {
+    Token { offset_from: 0, offset_to: 0, position, text, position_length: 1 }
+}
+
 /// Changes to the index that become visible together.
 pub struct Change<'a> {
     index: &'a Index,
@@ -449,18 +458,15 @@ impl Change<'_> {
         if words.is_empty() {
             return Ok(());
         }
-        let tokens = words.into_iter().map(|word| Token {
-            offset_from: 0,
-            offset_to: 0,
-            position: word.place,
-            text: word.text,
-            position_length: 1,
-        });
-        // The words are all that is kept, so the text itself need not come along.
-        let tokens = PreTokenizedString { text: String::new(), tokens: tokens.collect() };
+        let beginnings = words::list_beginnings(&words);
+        let beginnings = beginnings.into_iter().map(|beginning| token(beginning.to_owned(), 0)).collect();
+        let tokens = words.into_iter().map(|word| token(word.text, word.place)).collect();
         let fields = self.fields();
         let mut made = TantivyDocument::default();
-        made.add_pre_tokenized_text(fields.text, tokens);
+        // The words are all that is kept, so the text itself need not come along.
+        made.add_pre_tokenized_text(fields.text, PreTokenizedString { text: String::new(), tokens });
+        let tokens = beginnings;
+        made.add_pre_tokenized_text(fields.beginnings, PreTokenizedString { text: String::new(), tokens });
         made.add_bytes(fields.key, &key_of(*room, *event));
         if let Some(edit) = edit {
             made.add_bytes(fields.edit_key, &key_of(*room, *edit));

@@ -5,6 +5,8 @@
 //! take endings, are split into single characters and pairs of neighbours: a search for several characters is a search for
 //! their pairs in this order.
 
+use std::collections::BTreeSet;
+
 use unicode_normalization::{
     UnicodeNormalization,
     char::{canonical_combining_class, is_combining_mark},
@@ -12,6 +14,10 @@ use unicode_normalization::{
 
 /// A word has at most this many characters; what is longer is cut, in the index as in searches.
 const WORD_CHARS_MAX: usize = 64;
+/// A word is found by a beginning of at least this many characters. With fewer, too many words begin so.
+const BEGINNING_CHARS_MIN: usize = 3;
+/// A word is found by a beginning of at most this many characters, because each beginning of each word is in the index.
+const BEGINNING_CHARS_MAX: usize = 20;
 /// At most this many words of one text are indexed. The largest event has less than twice as many.
 const WORDS_MAX: usize = 40_000;
 
@@ -65,6 +71,25 @@ pub fn list(text: &str) -> Vec<Word> {
     splitter.end_spaced();
     splitter.words.truncate(WORDS_MAX);
     splitter.words
+}
+
+/// Whether a word that is searched for also stands for those that begin with it.
+pub fn is_beginning(word: &str) -> bool {
+    (BEGINNING_CHARS_MIN..=BEGINNING_CHARS_MAX).contains(&word.chars().count())
+}
+
+/// Lists the beginnings by which these words are found, each once; the whole word is one, too. Words of scripts without spaces have
+/// none.
+pub fn list_beginnings(words: &[Word]) -> BTreeSet<&str> {
+    let spaced = words.iter().filter(|word| word.kind == Kind::Spaced);
+    let ends =
+        |text: &str| text.char_indices().map(|(at, letter)| at + letter.len_utf8()).collect::<Vec<_>>();
+    let mut found = BTreeSet::new();
+    for word in spaced {
+        let ends = ends(&word.text).into_iter().take(BEGINNING_CHARS_MAX).skip(BEGINNING_CHARS_MIN - 1);
+        found.extend(ends.filter_map(|end| word.text.get(..end)));
+    }
+    found
 }
 
 /// The text in the form in which words are compared, with its spaces and signs.

@@ -161,14 +161,36 @@ fn the_best_of_many_are_handed_on_and_a_page_goes_on_below_a_key() {
 }
 
 #[test]
-fn a_word_stands_for_a_bounded_number_of_others() {
-    let texts: Vec<String> = (0..OTHERS_MAX + 50).map(|number| format!("abcd{number:04}")).collect();
-    let mut texts: Vec<(u64, &str)> = texts.iter().map(|text| (1, text.as_str())).collect();
-    texts.extend([(1, "abcdzz"), (1, "abcdzz"), (1, "abc")]);
-    let found = ask(&index_of(&texts), "abc", &whole([1]), OrderBy::Rank);
-    // The word itself, the most common one, and as many as may be.
-    assert_eq!(found.candidates.len(), OTHERS_MAX + 2);
-    assert_eq!(found.candidates[0].event().0, texts.len() as u64, "the word itself is the best");
+fn a_word_stands_for_all_that_begin_with_it_whatever_other_rooms_have() {
+    // Another room is full of words that begin so, each of them more common than those of this one, and before them in the alphabet.
+    let others: Vec<String> =
+        (0..600).map(|at| (0..20).map(|word| format!("abca{:05} ", at / 2 * 20 + word)).collect()).collect();
+    let mut texts = vec![(1, "abczebra"), (1, "abc"), (1, "abd"), (1, "Abcäöü")];
+    texts.extend(others.iter().map(|text| (2, text.as_str())));
+    let crowded = index_of(&texts);
+    let alone = index_of(&texts[..4]);
+    for term in ["abc", "abcz", "abczebra", "ABCÄ", "ab", "abcdef"] {
+        for order_by in [OrderBy::Rank, OrderBy::Recent] {
+            let (found, expected) =
+                (ask(&crowded, term, &whole([1]), order_by), ask(&alone, term, &whole([1]), order_by));
+            assert_eq!(found, expected, "{term}");
+        }
+    }
+    assert_eq!(
+        events(&ask(&crowded, "abc", &whole([1]), OrderBy::Rank)),
+        [2, 4, 1],
+        "the word itself is the best"
+    );
+    assert_eq!(ask(&crowded, "abca", &whole([2]), OrderBy::Rank).counts.get(&RoomNum(2)), Some(&600));
+}
+
+#[test]
+fn long_words_are_found_by_their_beginnings_up_to_a_bound() {
+    let long = "abcdefghijklmnopqrstuvwxyz";
+    let index = index_of(&[(1, long), (1, "x")]);
+    let count = |term: &str| ask(&index, term, &whole([1]), OrderBy::Recent).candidates.len();
+    assert_eq!((count(&long[..2]), count(&long[..3]), count(&long[..20])), (0, 1, 1));
+    assert_eq!((count(&long[..21]), count(long)), (0, 1), "a longer word stands for itself");
 }
 
 #[test]
