@@ -616,3 +616,69 @@ fn the_state_of_other_servers_is_told_and_a_key_is_replaced() {
     assert_eq!(names(&after["old_verify_keys"]), old, "{after}");
     assert!(after["old_verify_keys"][old[0]]["expired_ts"].as_u64().unwrap() > 0);
 }
+
+/// Asks for the state of the index of search until it is as wanted.
+fn search_status(home: &Home, is_wanted: impl Fn(&Value) -> bool) -> Value {
+    let began = Instant::now();
+    loop {
+        let status = home.json(&["search", "status"]);
+        if is_wanted(&status) {
+            return status;
+        }
+        assert!(began.elapsed() < Duration::from_secs(30), "it stays at {status}");
+    }
+}
+
+#[test]
+fn the_index_of_search_is_looked_at_and_built_anew_with_and_without_a_server() {
+    let home = Home::new();
+    home.json(&["user", "create", "alice", "--password", "a password of alice"]);
+    let running = home.serve();
+    let log_in = r#"{"type":"m.login.password","identifier":{"type":"m.id.user","user":"alice"},"password":"a password of alice"}"#;
+    let body_of = |answer: &str| -> Value {
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap()
+    };
+    let session = body_of(&running.request("POST /_matrix/client/v3/login", log_in));
+    let token = session["access_token"].as_str().unwrap().to_owned();
+    let path = |path: &str| format!("/_matrix/client/v3/{path}?access_token={token}");
+    let room = body_of(&running.request(&format!("POST {}", path("createRoom")), r#"{"name":"needles"}"#));
+    let room = room["room_id"].as_str().unwrap().replace('!', "%21").replace(':', "%3A");
+    for number in 0..3 {
+        let send = path(&format!("rooms/{room}/send/m.room.message/{number}"));
+        body_of(&running.request(&format!("PUT {send}"), r#"{"msgtype":"m.text","body":"needle"}"#));
+    }
+    let find = |running: &Running| {
+        let ask = r#"{"search_categories":{"room_events":{"search_term":"needle","keys":["content.body"]}}}"#;
+        let found = body_of(&running.request(&format!("POST {}", path("search")), ask));
+        found["search_categories"]["room_events"]["count"].clone()
+    };
+    // What was sent before is found, however short ago that was.
+    assert_eq!(find(&running), 3);
+    let is_whole =
+        |status: &Value| status["documents"] == 4 && status["lag"] == 0 && status["is_filling"] == false;
+    search_status(&home, is_whole);
+    let begun = home.json(&["search", "rebuild"]);
+    assert!(begun["documents"].is_u64() && begun["is_filling"].is_boolean(), "{begun}");
+    search_status(&home, is_whole);
+    assert_eq!(find(&running), 3);
+    let text = String::from_utf8(home.run(&["search", "status"]).stdout).unwrap();
+    assert!(text.starts_with("4 texts are indexed, and 0 positions of the log are to be read."), "{text}");
+    running.stop("-TERM");
+    // Without a server the command begins, and the next start goes on.
+    home.json(&["search", "rebuild"]);
+    let running = home.serve();
+    search_status(&home, is_whole);
+    assert_eq!(find(&running), 3);
+    running.stop("-TERM");
+    home.write("[search]\nenabled = false\n");
+    let running = home.serve();
+    for command in ["status", "rebuild"] {
+        let output = home.run(&["search", command]);
+        let why = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{command}: {why}");
+        assert!(why.contains("does not search"), "{command}: {why}");
+    }
+    running.stop("-TERM");
+    assert_eq!(home.run(&["search", "status"]).status.code(), Some(1), "nor does it without a server");
+}

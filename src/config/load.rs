@@ -290,11 +290,36 @@ mod tests {
                 "1 to 12",
             ),
             ("[log]\nlevel = \"lots\"\n", "conduit.toml, line 2, log.level: ", "info"),
+            ("[search]\ndelay_ms = 9\n", "conduit.toml, line 2, search.delay_ms: ", "10 to 3600000"),
+            ("[search]\n\ndelay_ms = 3600001\n", "conduit.toml, line 3, search.delay_ms: ", "10 to 3600000"),
+            (
+                "[search]\nwriter_bytes_max = \"15 MiB\"\n",
+                "conduit.toml, line 2, search.writer_bytes_max: ",
+                "16 MiB",
+            ),
+            (
+                "[search]\nwriter_bytes_max = \"2049 MiB\"\n",
+                "conduit.toml, line 2, search.writer_bytes_max: ",
+                "2 GiB",
+            ),
         ] {
             let problem = parse(text).unwrap_err();
             assert!(problem.contains(place), "{problem}");
             assert!(problem.contains(words), "{problem}");
         }
+    }
+
+    #[test]
+    fn the_bounds_of_search_are_settings_themselves() {
+        let search = |delay_ms: &str, bytes: &str| {
+            parse(&format!("[search]\ndelay_ms = {delay_ms}\nwriter_bytes_max = \"{bytes}\"\n"))
+                .unwrap()
+                .search
+        };
+        assert_eq!(search("10", "16 MiB").delay_ms, 10);
+        assert_eq!(search("10", "16 MiB").writer_bytes_max, crate::config::Size::mib(16));
+        assert_eq!(search("3600000", "2 GiB").delay_ms, 3_600_000);
+        assert_eq!(search("3600000", "2 GiB").writer_bytes_max, crate::config::Size::mib(2048));
     }
 
     #[test]
