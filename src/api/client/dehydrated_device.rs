@@ -18,7 +18,6 @@ use crate::{
     flows::{
         App,
         device::dehydrate::{self, ToDehydrate},
-        keys::Upload,
         limits::Limit,
     },
     json::{JsonRef, Object},
@@ -86,11 +85,8 @@ pub(crate) async fn put(app: App, client: Client<Raw<Put>>) -> Result<RawJson> {
         display_name: body.initial_device_display_name,
         device_data: body.device_data.get().to_owned(),
         device_keys: body.device_keys,
-        upload: Upload {
-            device_keys: None,
-            one_time_keys: body.one_time_keys.unwrap_or_default(),
-            fallback_keys: body.fallback_keys.unwrap_or_default(),
-        },
+        one_time_keys: body.one_time_keys.unwrap_or_default(),
+        fallback_keys: body.fallback_keys.unwrap_or_default(),
     };
     dehydrate::dehydrate(&app, &client.caller, wanted).await?;
     Ok(named(&id))

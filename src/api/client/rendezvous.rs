@@ -122,9 +122,12 @@ fn require_plain(headers: &HeaderMap) -> Result<()> {
     Ok(())
 }
 
-/// The entity tag of a payload, as headers have it.
+/// The entity tag of a payload, as header fields have it: a token between quotes. A token has letters and digits alone.
 fn tag(seen: &Seen) -> String {
-    format!("\"{}\"", seen.token)
+    let mut tag = String::from('"');
+    tag.push_str(&seen.token);
+    tag.push('"');
+    tag
 }
 
 fn met(met: Met, seen: &Seen) -> Meeting {

@@ -1,3 +1,5 @@
+//! Versions of backups, their keys, and how much there is of both.
+
 use super::*;
 use crate::store::{Durability, Engine, Guard, Store, engine::Memory};
 

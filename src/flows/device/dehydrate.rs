@@ -9,9 +9,12 @@ use crate::{
         Caller, dehydrated,
         devices::{self, Ending, LogIn},
     },
-    encryption::{device_lists, inbox, keys},
+    encryption::{
+        device_lists, inbox,
+        keys::{self, Keys},
+    },
     error::{Refusal, Result},
-    flows::{App, account::log_out, jobs, keys::Upload, write},
+    flows::{App, account::log_out, jobs, write},
     ids::Position,
     json::{JsonRef, Object},
     store::Read,
@@ -32,8 +35,10 @@ pub(crate) struct ToDehydrate {
     pub(crate) device_data: String,
     /// The identity keys of the device.
     pub(crate) device_keys: Box<RawValue>,
-    /// The other keys of the device.
-    pub(crate) upload: Upload,
+    /// The keys of which each is given to one other device only.
+    pub(crate) one_time_keys: Keys,
+    /// The keys that are given when no one-time keys are left.
+    pub(crate) fallback_keys: Keys,
 }
 
 /// `PUT /dehydrated_device`: makes a device with its keys, in place of the dehydrated one before, in one batch. Errors: 400 for keys that
@@ -56,8 +61,8 @@ pub(crate) async fn dehydrate(app: &App, caller: &Caller, wanted: ToDehydrate) -
         }
         let owner = (user, device.num);
         keys::put_device_keys(batch, owner, &wanted.device_keys)?;
-        keys::put_one_time_keys(batch, owner, &wanted.upload.one_time_keys)?;
-        keys::put_fallback_keys(batch, owner, &wanted.upload.fallback_keys)?;
+        keys::put_one_time_keys(batch, owner, &wanted.one_time_keys)?;
+        keys::put_fallback_keys(batch, owner, &wanted.fallback_keys)?;
         dehydrated::set(batch, user, device.num, &device.id, wanted.device_data);
         device_lists::changed(batch, user, &user_id, &[device.id])?;
         write::wake_sharing(batch, user);
