@@ -653,7 +653,7 @@ fn the_index_of_search_is_looked_at_and_built_anew_with_and_without_a_server() {
         let found = body_of(&running.request(&format!("POST {}", path("search")), ask));
         found["search_categories"]["room_events"]["count"].clone()
     };
-    // What was sent before is found, however short ago that was.
+    // Messages from before are found, however short ago that was.
     assert_eq!(find(&running), 3);
     let is_whole =
         |status: &Value| status["documents"] == 4 && status["lag"] == 0 && status["is_filling"] == false;

@@ -68,7 +68,7 @@ pub enum Suspended {
     If(fn(&Wish<'_>) -> bool),
 }
 
-/// What a suspended account asks an endpoint for, once the request is read.
+/// The wish of a suspended account, once the request is read.
 #[derive(Debug, Clone, Copy)]
 pub struct Wish<'a> {
     /// The account that asks.

@@ -25,8 +25,8 @@ use crate::{
 };
 
 pub(crate) use servers::{
-    Census, Tally, Touched, are_counted, claim_server, is_derived, joined_value, list_claimed_servers,
-    list_staged, release_servers, stage_count, take_back_count,
+    Census, Tally, Touched, are_counted, claim_server, is_derived, joined_value, list_claimed, list_staged,
+    release_servers, stage_count, take_back_count,
 };
 pub use servers::{
     count_joined_at, has_known_members, has_other_servers, is_server_joined, list_servers, list_servers_at,

@@ -52,6 +52,8 @@ pub const MESSAGE: &str = "m.room.message";
 pub const MERGE: &str = "org.matrix.dummy_event";
 /// An event whose content is end-to-end encrypted.
 pub const ENCRYPTED: &str = "m.room.encrypted";
+/// Message to a device: asks for the key of a session.
+pub const ROOM_KEY_REQUEST: &str = "m.room_key_request";
 
 /// Account data: the tags of a room.
 pub const TAG: &str = "m.tag";

@@ -4,7 +4,7 @@
 //! a word also stands for those that begin with it. Those are not looked up among all words of the server: each text is indexed by the
 //! beginnings of its words, so that no word of a room that the searcher may not see decides what is found.
 //!
-//! What fits is ranked by BM25 with fixed statistics: how common a word is in
+//! Messages that fit are ranked by BM25 with fixed statistics: how common a word is in
 //! messages that the searcher may not see has no part in it, and so the rank of a message stays what it is from page to page.
 
 use std::{

@@ -6,13 +6,14 @@ use ruma::{api::client::read_marker::set_read_marker, events::receipt::ReceiptTh
 use serde::de::IgnoredAny;
 
 use crate::{
-    api::{Routes, client::receipt::PUBLIC, extract::Client, policy::Wish},
+    api::{Routes, extract::Client, policy::Wish},
     error::Result,
     flows::{
         App,
         limits::Limit,
         room::{self, receipts as flow},
     },
+    schema::event_types::READ,
     schema::receipts::ReceiptKind,
 };
 
@@ -23,7 +24,7 @@ pub(crate) fn routes(r: &mut Routes) {
 /// Whether a request sets nothing that others see: a public receipt.
 fn tells_nobody(wish: &Wish<'_>) -> bool {
     let fields = serde_json::from_slice::<BTreeMap<String, IgnoredAny>>(wish.body);
-    fields.is_ok_and(|fields| !fields.contains_key(PUBLIC))
+    fields.is_ok_and(|fields| !fields.contains_key(READ))
 }
 
 /// `POST /_matrix/client/v3/rooms/{roomId}/read_markers`

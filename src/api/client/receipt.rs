@@ -9,17 +9,14 @@ use crate::{
     api::{Routes, extract::Client},
     error::{Refusal, Result},
     flows::{App, limits::Limit, room::receipts},
-    schema::receipts::ReceiptKind,
+    schema::{event_types::READ, receipts::ReceiptKind},
 };
-
-/// The type of receipts that others see.
-pub(super) const PUBLIC: &str = "m.read";
 
 pub(crate) fn routes(r: &mut Routes) {
     // Others see a receipt that is public; a client of a suspended user counts by a private one.
     r.client(create_receipt)
         .limit(Limit::Other)
-        .suspended_if(|wish| wish.path.get(1).is_none_or(|kind| kind != PUBLIC));
+        .suspended_if(|wish| wish.path.get(1).is_none_or(|kind| kind != READ));
 }
 
 /// `POST /_matrix/client/v3/rooms/{roomId}/receipt/{receiptType}/{eventId}`

@@ -13,6 +13,7 @@ use crate::{
     },
     error::Result,
     flows::{App, device::send_to_device, limits::Limit},
+    schema::event_types::{ENCRYPTED, ROOM_KEY_REQUEST},
 };
 
 pub(crate) fn routes(r: &mut Routes) {
@@ -23,7 +24,7 @@ pub(crate) fn routes(r: &mut Routes) {
 
 /// Types of messages that a suspended user sends to devices of others, too. Without them the user could not decrypt what others say: a
 /// session of Olm that broke is begun anew by an encrypted message, and a lost key is asked for.
-const TO_OTHERS: [&str; 2] = ["m.room.encrypted", "m.room_key_request"];
+const TO_OTHERS: [&str; 2] = [ENCRYPTED, ROOM_KEY_REQUEST];
 
 /// Whether a request sends messages to the user's own devices alone, such as those by which a device is verified, or those that a
 /// suspended user needs to read what others say.

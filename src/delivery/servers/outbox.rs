@@ -9,7 +9,7 @@ use ruma::{UserId, events::AnyToDeviceEventContent, serde::Raw};
 use crate::{
     ids::{Position, UserNum},
     json::{JsonRef, Object},
-    schema::{self, remote::OutboxRow},
+    schema::{self, event_types::ROOM_KEY_REQUEST, remote::OutboxRow},
     store::{Batch, Direction, Fault, LogEntry, Read, Write},
 };
 
@@ -61,7 +61,7 @@ pub fn put(batch: &mut Batch, server: &str, sender: UserNum, json: Bytes, now_ms
 
 /// Whether a message asks for the key of a room: such requests give way to all others.
 pub(super) fn is_key_request(event_type: &str) -> bool {
-    event_type == "m.room_key_request"
+    event_type == ROOM_KEY_REQUEST
 }
 
 /// A message that waits, and its place.

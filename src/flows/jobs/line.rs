@@ -169,7 +169,7 @@ mod tests {
             assert_eq!(held.begin_in_place(name(1, number), room(1)), Some(has_place));
         }
         assert_eq!(held.begin_in_place(name(1, 0), room(1)), None, "it runs already");
-        // What a flow carries out itself takes no place.
+        // A job that a flow carries out itself takes no place.
         assert!(held.begin(name(1, 100)) && !held.begin(name(1, 100)));
         let mut begun = OF_OWNER_MAX;
         for number in 101..200 {

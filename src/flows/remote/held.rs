@@ -54,7 +54,8 @@ impl OfRoom {
     fn has_room_for(&self, origin: &ServerName, bytes: usize) -> bool {
         let is_asked = self.asked.contains(origin);
         let alike = self.events.iter().filter(|held| self.asked.contains(&held.origin) == is_asked);
-        let (count, held) = alike.fold((0, bytes), |(count, bytes), held| (count + 1, bytes + held.json.len()));
+        let (count, held) =
+            alike.fold((0, bytes), |(count, bytes), held| (count + 1, bytes + held.json.len()));
         let of_origin = self.events.iter().filter(|held| held.origin == origin).count();
         let is_full = if is_asked {
             of_origin >= OF_ASKED_MAX
@@ -159,7 +160,8 @@ mod tests {
     #[test]
     fn a_server_that_was_not_asked_keeps_no_other_out() {
         let (held, room) = (Held::default(), room_id!("!room:x.example"));
-        let [host, evil, other] = ["x.example", "evil.example", "y.example"].map(|it| ServerName::parse(it).unwrap());
+        let [host, evil, other] =
+            ["x.example", "evil.example", "y.example"].map(|it| ServerName::parse(it).unwrap());
         let holding = held.begin(room);
         holding.note_asked(&host);
         let event = |number: usize| Bytes::from(number.to_string());

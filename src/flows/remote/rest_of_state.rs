@@ -283,7 +283,7 @@ fn list_unknown(
     }
     let inhabited = of_members.iter().filter(|(key, _)| joined.contains(key));
     let inhabited: BTreeSet<&str> = inhabited.filter_map(|(_, user)| Some(user.split_once(':')?.1)).collect();
-    let claimed = members::list_claimed_servers(read, room)?;
+    let claimed = members::list_claimed(read, room, usize::MAX)?;
     let deserted = claimed.into_iter().find(|server| *server != partial.us && !inhabited.contains(&**server));
     Ok(Some(Compared { unknown, lacking, deserted }))
 }

@@ -268,7 +268,7 @@ async fn from(
 enum Came {
     /// It is used, whether or not it has all events.
     Whole(Sketch),
-    /// So many events did not come, which may at the next try.
+    /// It lacks this many events, which may come at the next try.
     Lacks(usize),
     /// It is not of the room, or lacks too much.
     Wrong,

@@ -174,7 +174,7 @@ pub(crate) async fn search(app: &App, caller: &Caller, wanted: SearchWanted) -> 
     let mark =
         wanted.next_batch.as_deref().map(|token| PageMark::parse(token, wanted.order_by)).transpose()?;
     let filter = EventFilter::new(&wanted.filter)?;
-    // Whoever has just sent a message finds it. A further page goes on in what the first one found.
+    // A user who has just sent a message finds it. A further page goes on in what the first one found.
     if mark.is_none() {
         app.searching.settle(&app.env, app.store.snapshot().upto()).await;
     }

@@ -238,21 +238,15 @@ pub(crate) fn claim_server(
     server_value(batch, room, next_key, server, 1)
 }
 
-/// The servers that are said to have somebody in the room, of whom nobody is known.
-fn claimed_servers<'r>(
-    read: &'r (impl Read + ?Sized),
+/// Lists at most `max` servers that are said to have somebody in the room, of whom nobody is known.
+pub(crate) fn list_claimed(
+    read: &(impl Read + ?Sized),
     room: RoomNum,
-) -> Result<impl Iterator<Item = Result<String, Fault>> + 'r, Fault> {
+    max: usize,
+) -> Result<Vec<String>, Fault> {
     let rows = schema::SERVER_MEMBERS.prefix::<(RoomNum,)>(read, (room,), Direction::Up)?;
-    Ok(rows.filter_map(|row| match row {
-        Ok(((_, server), row)) => (row.now == Some(0)).then_some(Ok(server)),
-        Err(fault) => Some(Err(fault)),
-    }))
-}
-
-/// Lists the servers that are said to have somebody in the room, of whom nobody is known.
-pub(crate) fn list_claimed_servers(read: &(impl Read + ?Sized), room: RoomNum) -> Result<Vec<String>, Fault> {
-    claimed_servers(read, room)?.collect()
+    let claimed = rows.filter(|row| row.as_ref().map_or(true, |(_, row)| row.now == Some(0)));
+    claimed.take(max).map(|row| row.map(|((_, server), _)| server)).collect()
 }
 
 /// Takes back that some servers have somebody in the room of whom nobody became known, at most `max` of them. Gives the values
@@ -263,7 +257,7 @@ pub(crate) fn release_servers(
     next_key: &mut u32,
     max: usize,
 ) -> Result<Vec<(StateKeyNum, StateValue)>, Fault> {
-    let claimed = claimed_servers(&*batch, room)?.take(max).collect::<Result<Vec<_>, Fault>>()?;
+    let claimed = list_claimed(&*batch, room, max)?;
     let mut values = Vec::with_capacity(claimed.len());
     for server in claimed {
         schema::SERVER_MEMBERS.delete(batch, (room, &server));
