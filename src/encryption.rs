@@ -8,4 +8,6 @@ pub mod elsewhere;
 pub mod inbox;
 pub mod incarnation;
 pub mod keys;
+pub mod signatures;
 pub mod to_device;
+pub mod uploads;

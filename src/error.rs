@@ -111,6 +111,24 @@ impl Refusal {
         Self::new(ErrorKind::MissingParam, message)
     }
 
+    /// A refusal with status 400 and code `M_INVALID_SIGNATURE`: something is not signed by the key by which it should be.
+    pub fn invalid_signature(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::InvalidParam, message).code("M_INVALID_SIGNATURE")
+    }
+
+    /// The code with which it is answered.
+    pub fn errcode(&self) -> String {
+        let code = self.body.as_ref().and_then(|body| body.get("errcode")?.as_str());
+        code.map_or_else(|| self.kind.errcode().to_string(), str::to_owned)
+    }
+
+    /// Answers the refusal with a code that ruma does not know; the status follows from the kind.
+    #[must_use]
+    pub fn code(mut self, code: &str) -> Self {
+        self.body = Some(serde_json::json!({ "errcode": code, "error": self.message }));
+        self
+    }
+
     /// A refusal with status 404 and code `M_UNRECOGNIZED`: this server has no such endpoint.
     pub fn unrecognized(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Unrecognized, message)

@@ -4,23 +4,28 @@ mod claim;
 mod list;
 mod query;
 
-use ruma::UserId;
+use ruma::{DeviceId, UserId};
 use serde_json::value::RawValue;
 
 use crate::{
     accounts::Caller,
     encryption::{
         device_lists,
-        keys::{self, Keys},
+        keys::{self, Keys, ONE_TIME_KEYS_MAX, Owner},
+        uploads::{self, Prover},
     },
     error::{Refusal, Result},
     flows::{App, write},
     schema::encryption::KeyCounts,
+    store::Read,
 };
 
 pub(crate) use claim::{claim, claim_for_server};
 pub(crate) use list::list_for_server;
 pub(crate) use query::{query, query_for_server};
+
+/// An upload has at most this many one-time keys: as many as a device keeps here.
+const UPLOADED_MAX: usize = ONE_TIME_KEYS_MAX as usize;
 
 /// The keys that a device uploads together.
 pub(crate) struct Upload {
@@ -32,14 +37,33 @@ pub(crate) struct Upload {
     pub(crate) fallback_keys: Keys,
 }
 
-/// `POST /keys/upload`: stores all of the upload in one batch or nothing, and answers the numbers of keys that are left.
-pub(crate) async fn upload(app: &App, caller: &Caller, upload: Upload) -> Result<KeyCounts> {
-    if let Some(device_keys) = &upload.device_keys {
-        keys::check_device_keys(device_keys, &caller.user_id, &caller.device_id)?;
+impl Upload {
+    /// Whether there are keys in it that are judged by the identity keys which the device uploaded before.
+    fn is_of_known_device(&self) -> bool {
+        let is_empty = self.one_time_keys.is_empty() && self.fallback_keys.is_empty();
+        self.device_keys.is_none() && !is_empty
     }
+}
+
+/// `POST /keys/upload`: stores all of the upload in one batch or nothing, and answers the numbers of keys that are left. Errors: 400
+/// `M_INVALID_SIGNATURE` for keys that their device should have signed and has not.
+pub(crate) async fn upload(app: &App, caller: &Caller, upload: Upload) -> Result<KeyCounts> {
     let (user, user_id, owner) = (caller.user, caller.user_id.clone(), (caller.user, caller.device));
     let device_id = caller.device_id.clone();
+    // A thousand signatures take a while to check, and others wait for the user's lock.
+    let (owned, of, on) = (app.clone(), user_id.clone(), device_id.clone());
+    let check = move || {
+        let prover = judge(&owned.store.view(), owner, (&of, &on), &upload)?;
+        Ok((upload, prover))
+    };
+    let (upload, prover) = app.env.blocking(check).await?;
     write::for_caller(app, caller, move |_, batch| {
+        // Another request may have given the device other keys meanwhile.
+        if upload.is_of_known_device()
+            && uploads::find_prover(batch, owner, (&user_id, &device_id))? != prover
+        {
+            judge(batch, owner, (&user_id, &device_id), &upload)?;
+        }
         if let Some(device_keys) = &upload.device_keys
             && keys::put_device_keys(batch, owner, device_keys)?
         {
@@ -51,6 +75,27 @@ pub(crate) async fn upload(app: &App, caller: &Caller, upload: Upload) -> Result
         Ok(keys::counts(batch, owner)?)
     })
     .await
+}
+
+/// Refuses keys that are not the device's, or that it should have signed and has not. Answers the key by which that was judged.
+fn judge(
+    read: &(impl Read + ?Sized),
+    owner: Owner,
+    (user_id, device_id): (&UserId, &DeviceId),
+    upload: &Upload,
+) -> Result<Option<Prover>> {
+    require_at_most(UPLOADED_MAX, upload.one_time_keys.len(), "one-time keys")?;
+    require_at_most(UPLOADED_MAX, upload.fallback_keys.len(), "fallback keys")?;
+    let prover = match &upload.device_keys {
+        Some(device_keys) => uploads::check_device_keys(device_keys, user_id, device_id)?,
+        None if upload.is_of_known_device() => uploads::find_prover(read, owner, (user_id, device_id))?,
+        None => None,
+    };
+    if let Some(prover) = &prover {
+        prover.check(&upload.one_time_keys)?;
+        prover.check(&upload.fallback_keys)?;
+    }
+    Ok(prover)
 }
 
 /// Refuses a request for too much: 413 `M_TOO_LARGE`.

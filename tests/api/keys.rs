@@ -6,27 +6,37 @@ use futures_util::future::join_all;
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use crate::support::{TestClient, TestServer};
+use crate::support::{TestClient, TestServer, olm::Pair};
 
 const UPLOAD: &str = "/_matrix/client/v3/keys/upload";
 const QUERY: &str = "/_matrix/client/v3/keys/query";
 const CLAIM: &str = "/_matrix/client/v3/keys/claim";
 
+/// Identity keys that are made from a text and signed, with something that the client has no say in.
 fn device_keys(client: &TestClient, key: &str) -> Value {
-    json!({
-        "user_id": client.user_id, "device_id": client.device_id,
-        "algorithms": ["m.olm.v1.curve25519-aes-sha2"],
-        "keys": { format!("ed25519:{}", client.device_id): key },
-        "signatures": { &client.user_id: { format!("ed25519:{}", client.device_id): "sig" } },
-        "unsigned": { "device_display_name": "forged" },
-    })
+    let mut keys = Pair::new(key).device_keys(client);
+    keys["unsigned"] = json!({ "device_display_name": "forged" });
+    keys
 }
 
+/// The names of one-time keys.
+fn names(count: usize) -> impl Iterator<Item = String> {
+    (0..count).map(|number| format!("K{number:04}"))
+}
+
+/// One-time keys that nobody has signed, as devices without identity keys upload them.
 fn one_time(count: usize) -> Value {
-    let key = |number| {
-        (format!("signed_curve25519:K{number:04}"), json!({ "key": format!("k{number}"), "signatures": {} }))
+    let key = |name: String| {
+        let key = json!({ "key": name, "signatures": {} });
+        (format!("signed_curve25519:{name}"), key)
     };
-    Value::Object((0..count).map(key).collect())
+    Value::Object(names(count).map(key).collect())
+}
+
+/// One-time keys that a device has signed whose identity keys are made from this text.
+fn signed(client: &TestClient, key: &str, count: usize) -> Value {
+    let names: Vec<_> = names(count).collect();
+    Pair::new(key).one_time(client, names.iter().map(String::as_str))
 }
 
 async fn left(client: &TestClient) -> (Value, Value) {
@@ -162,9 +172,11 @@ async fn keys_that_cannot_be_are_refused_and_nothing_of_them_kept() {
     let (alice, bob) = (server.register("alice").await, server.register("bob").await);
     alice.ok_post(UPLOAD, json!({ "one_time_keys": one_time(1) })).await;
     let big = "b".repeat(40_000);
+    let mut large = device_keys(&alice, "key");
+    large["more"] = big.clone().into();
     let wrong = [
         json!({ "device_keys": device_keys(&bob, "key") }),
-        json!({ "device_keys": device_keys(&alice, &big) }),
+        json!({ "device_keys": large }),
         json!({ "device_keys": 1 }),
         json!({ "device_keys": {} }),
         json!({ "one_time_keys": { "signed_curve25519:K0000": { "key": "other" } } }),
@@ -188,7 +200,10 @@ async fn keys_go_with_their_device() {
     let server = TestServer::new();
     let (alice, bob) = (server.register("alice").await, server.register("bob").await);
     alice
-        .ok_post(UPLOAD, json!({ "device_keys": device_keys(&alice, "key"), "one_time_keys": one_time(3) }))
+        .ok_post(
+            UPLOAD,
+            json!({ "device_keys": device_keys(&alice, "key"), "one_time_keys": signed(&alice, "key", 3) }),
+        )
         .await;
     alice.ok_post("/logout", json!({})).await;
     let (_, json) = bob.post(QUERY, json!({ "device_keys": { &alice.user_id: [] } })).await;
@@ -244,23 +259,99 @@ async fn keys_are_compared_as_json_and_not_as_bytes() {
 async fn new_identity_keys_end_what_was_made_for_the_old_ones() {
     let server = TestServer::new();
     let (alice, bob) = (server.register("alice").await, server.register("bob").await);
-    let fallback = json!({ "signed_curve25519:F": { "key": "f", "fallback": true } });
+    let fallback = Pair::new("first").one_time(&alice, ["F"]);
     let first = json!({
-        "device_keys": device_keys(&alice, "first"), "one_time_keys": one_time(3), "fallback_keys": fallback,
+        "device_keys": device_keys(&alice, "first"), "one_time_keys": signed(&alice, "first", 3),
+        "fallback_keys": fallback,
     });
     assert_eq!(alice.post(UPLOAD, first).await.0, StatusCode::OK);
-    let second = json!({
-        "device_keys": device_keys(&alice, "second"),
-        "one_time_keys": { "signed_curve25519:K0000": { "key": "of the second", "signatures": {} } },
-    });
+    let of_second = signed(&alice, "second", 1);
+    let second = json!({ "device_keys": device_keys(&alice, "second"), "one_time_keys": of_second });
     let (status, json) = alice.post(UPLOAD, second).await;
     assert_eq!((status, &json["one_time_key_counts"]["signed_curve25519"]), (StatusCode::OK, &json!(1)));
     assert_eq!(left(&alice).await, (json!({ "signed_curve25519": 1 }), json!([])));
     let wanted = json!({ "one_time_keys": { &alice.user_id: { &alice.device_id: "signed_curve25519" } } });
     let (_, json) = bob.post(CLAIM, wanted.clone()).await;
-    let given = &json["one_time_keys"][&alice.user_id][&alice.device_id]["signed_curve25519:K0000"];
-    assert_eq!(given["key"], "of the second");
+    assert_eq!(json["one_time_keys"][&alice.user_id][&alice.device_id], of_second);
     assert_eq!(bob.post(CLAIM, wanted).await.1["one_time_keys"], json!({}));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_device_has_not_signed_is_refused_and_what_claims_nothing_is_taken() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    let upload = async |body: Value| {
+        let (status, json) = alice.post(UPLOAD, body).await;
+        (status.as_u16(), json["errcode"].as_str().unwrap_or_default().to_owned())
+    };
+    let (taken, refused) = ((200, String::new()), (400, "M_INVALID_SIGNATURE".to_owned()));
+    let mut forged = device_keys(&alice, "key");
+    forged["keys"] = device_keys(&alice, "other")["keys"].clone();
+    assert_eq!(upload(json!({ "device_keys": forged })).await, refused);
+    // Other suites of tests upload keys like these, which nobody who checks them trusts.
+    let mut unsigned = device_keys(&alice, "key");
+    unsigned["signatures"] = json!({});
+    assert_eq!(upload(json!({ "device_keys": unsigned })).await, taken);
+    let mut of_no_known_kind = forged.clone();
+    of_no_known_kind["algorithms"] = json!(["m.olm.curve25519-aes-sha256", "m.megolm.v1.aes-sha"]);
+    assert_eq!(upload(json!({ "device_keys": of_no_known_kind })).await, taken);
+    assert_eq!(upload(json!({ "one_time_keys": one_time(1) })).await, taken);
+    // A device that has shown that it signs is held to it.
+    assert_eq!(upload(json!({ "device_keys": device_keys(&alice, "key") })).await, taken);
+    let wrong = [one_time(1), signed(&alice, "other", 1), json!({ "signed_curve25519:A": "text" })];
+    for keys in wrong {
+        assert_eq!(upload(json!({ "one_time_keys": keys })).await, refused);
+        assert_eq!(upload(json!({ "fallback_keys": keys })).await, refused);
+    }
+    assert_eq!(upload(json!({ "one_time_keys": { "curve25519:A": "not signed" } })).await, taken);
+    let both =
+        json!({ "one_time_keys": signed(&alice, "key", 100), "fallback_keys": signed(&alice, "key", 1) });
+    assert_eq!(upload(both).await, taken);
+    let (counts, unused) = left(&alice).await;
+    assert_eq!(counts, json!({ "curve25519": 1, "signed_curve25519": 100 }));
+    assert_eq!(unused, json!(["signed_curve25519"]));
+    server.assert_whole();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_claims_beside_uploads_give_no_key_twice() {
+    let server = TestServer::real(|_| {});
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    alice.ok_post(UPLOAD, json!({ "device_keys": device_keys(&alice, "key") })).await;
+    let wanted = json!({ "one_time_keys": { &alice.user_id: { &alice.device_id: "signed_curve25519" } } });
+    let all = signed(&alice, "key", 900);
+    let upload = |number: usize| {
+        // Each upload has some keys that another one has, too, as after an answer that was lost.
+        let some = all.as_object().unwrap().iter().skip(number * 8).take(12);
+        let some: serde_json::Map<_, _> = some.map(|(id, key)| (id.clone(), key.clone())).collect();
+        let alice = alice.clone();
+        async move { alice.post(UPLOAD, json!({ "one_time_keys": some })).await }
+    };
+    let claim = || bob.post(CLAIM, wanted.clone());
+    let claims = join_all((0..1_000).map(|_| claim()));
+    let uploads = join_all((0..112).map(upload));
+    let (uploaded, claimed) = tokio::join!(uploads, claims);
+    assert!(uploaded.iter().all(|(status, _)| *status == StatusCode::OK), "{uploaded:?}");
+    let mut given = BTreeSet::new();
+    let mut note = |(status, json): (StatusCode, Value)| {
+        assert_eq!(status, StatusCode::OK);
+        let Some(keys) = json["one_time_keys"][&alice.user_id][&alice.device_id].as_object() else {
+            return false;
+        };
+        for id in keys.keys() {
+            assert!(given.insert(id.clone()), "{id} is given twice");
+        }
+        true
+    };
+    for answer in claimed {
+        note(answer);
+    }
+    // Whatever is left is given once, too, also when all of it is uploaded again.
+    assert!(join_all((0..112).map(upload)).await.iter().all(|(status, _)| *status == StatusCode::OK));
+    while note(claim().await) {}
+    assert_eq!(given.len(), 900);
+    assert_eq!(left(&alice).await.0, json!({ "signed_curve25519": 0 }));
+    server.assert_whole();
 }
 
 #[tokio::test(start_paused = true)]
@@ -282,6 +373,7 @@ async fn a_large_answer_to_a_query_comes_in_pieces_and_is_whole() {
         };
         let mut keys = device_keys(&device, "key");
         keys["filling"] = filling.clone().into();
+        let keys = Pair::new("key").signed(&device.user_id, &device.device_id, keys);
         let (status, json) = device.post(UPLOAD, json!({ "device_keys": keys })).await;
         assert_eq!(status, StatusCode::OK, "{json}");
         ids.insert(device.device_id);

@@ -6,6 +6,7 @@ pub(crate) mod scripted;
 pub(crate) mod federated;
 pub(crate) mod guard;
 pub(crate) mod network;
+pub(crate) mod olm;
 pub(crate) mod remote;
 pub(crate) mod signed;
 

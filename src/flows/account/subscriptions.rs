@@ -1,7 +1,6 @@
 //! Subscribes users to threads, and unsubscribes them (MSC4306).
 
 use ruma::{EventId, OwnedEventId, OwnedRoomId, RoomId, api::error::ErrorKind};
-use serde_json::json;
 
 use crate::{
     accounts::{
@@ -105,19 +104,13 @@ fn require_in_thread(
         return Ok(cause);
     }
     let why = "`automatic` must be the id of an event in this thread that you can see.";
-    Err(with_code(Refusal::invalid_param(why), "IO.ELEMENT.MSC4306.M_NOT_IN_THREAD").into())
+    Err(Refusal::invalid_param(why).code("IO.ELEMENT.MSC4306.M_NOT_IN_THREAD").into())
 }
 
 fn conflicting() -> Refusal {
     let why = "You have unsubscribed from this thread since the event in `automatic`.";
     let refusal = Refusal::new(ErrorKind::Unknown, why).exception(Exception::Taken);
-    with_code(refusal, "IO.ELEMENT.MSC4306.M_CONFLICTING_UNSUBSCRIPTION")
-}
-
-/// Answers a refusal with a code that the specification does not have yet.
-fn with_code(mut refusal: Refusal, code: &str) -> Refusal {
-    refusal.body = Some(json!({ "errcode": code, "error": refusal.message }));
-    refusal
+    refusal.code("IO.ELEMENT.MSC4306.M_CONFLICTING_UNSUBSCRIPTION")
 }
 
 /// Unsubscribes the caller from a thread; nothing happens where they do not subscribe to it. Errors: 404 `M_NOT_FOUND` for a thread that
