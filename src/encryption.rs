@@ -3,6 +3,7 @@
 
 pub mod backup;
 pub mod check;
+pub mod cross_signing;
 pub mod device_lists;
 pub mod elsewhere;
 pub mod inbox;

@@ -202,6 +202,20 @@ tables! {
     /// The dehydrated device of a user (MSC3814), with the data by which a client uses it.
     220 DEHYDRATED(UserNum => Json<accounts::DehydratedRow>) in Accounts, User of "accounts::dehydrated";
 
+    // --- cross-signing: 205-209 ---
+
+    /// A key with which a user of ours signs keys, by its usage (1 master, 2 self-signing, 3 user-signing).
+    205 CROSS_SIGNING_KEYS((UserNum, u8) => Bytes) in Crypto, User of "encryption::cross_signing";
+    /// The signature of a user's self-signing key over the identity keys of a device of the user.
+    206 DEVICE_SIGNED((UserNum, DeviceNum) => Json<encryption::SignatureRow>) in Crypto, User of "encryption::cross_signing";
+    /// The signature of a device over the master key of its user.
+    207 MASTER_SIGNED((UserNum, DeviceNum) => Json<encryption::SignatureRow>) in Crypto, User of "encryption::cross_signing";
+    /// The signature of a user's user-signing key over the master key of another user; under the user's own id, that the user-signing key
+    /// changed. The user alone is told.
+    208 SIGNED_USERS((UserNum, String) => accounts::WrittenRow) in Crypto, User of "encryption::cross_signing";
+    /// The user whose row in SIGNED_USERS was written at a position.
+    209 SIGNED_USERS_LOG((UserNum, Position) => String) in Crypto, User of "encryption::cross_signing";
+
     // --- push: 100-109 ---
 
     /// The push rules of a user who has changed them.

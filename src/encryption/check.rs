@@ -9,6 +9,7 @@ use crate::{
     accounts::check::Devices,
     encryption::{
         backup,
+        cross_signing::{self, Usage},
         elsewhere::{self, OtherDevice},
         inbox,
         keys::Owner,
@@ -27,8 +28,8 @@ use crate::{
 
 /// The checks of messages between devices, device lists, keys and their backups.
 pub fn checks() -> Vec<RowCheck> {
-    let backups = backup::check::checks();
-    inboxes().into_iter().chain(requests_and_keys()).chain(lists_elsewhere()).chain(backups).collect()
+    let kept_here = inboxes().into_iter().chain(requests_and_keys()).chain(signing_keys());
+    kept_here.chain(backup::check::checks()).chain(lists_elsewhere()).collect()
 }
 
 fn inboxes() -> [RowCheck; 5] {
@@ -172,6 +173,46 @@ fn requests_and_keys() -> Vec<RowCheck> {
             counted(read, *user, *device, doubts)
         }),
         RowCheck::of(&schema::KEY_COUNTS, key_counts),
+    ]
+}
+
+/// Checks that keys with which users sign are whole, and that signatures have something that they are about.
+fn signing_keys() -> [RowCheck; 5] {
+    let (mut signed, mut signing) = (Devices::default(), Devices::default());
+    [
+        RowCheck::of(&schema::CROSS_SIGNING_KEYS, |read, (user, usage), key, doubts| {
+            doubts.unless((1..=3).contains(usage), "its usage is none of 1, 2 and 3");
+            doubts.unless(cross_signing::is_readable(key), "it is no key with which one can sign");
+            let master = schema::CROSS_SIGNING_KEYS.contains(read, (*user, Usage::Master.number()))?;
+            doubts.unless(master, "there is no master key that could have signed it");
+            Ok(())
+        }),
+        RowCheck::of(&schema::DEVICE_SIGNED, move |read, (user, device), Json(row), doubts| {
+            doubts.unless(signed.has(read, *user, *device)?, "its device is gone");
+            let by = cross_signing::find_key_id(read, *user, Usage::SelfSigning)?;
+            doubts.unless(by.as_ref() == Some(&row.key_id), "its user has another self-signing key");
+            Ok(())
+        }),
+        RowCheck::of(&schema::MASTER_SIGNED, move |read, (user, device), _, doubts| {
+            doubts.unless(signing.has(read, *user, *device)?, "its device is gone");
+            let master = schema::CROSS_SIGNING_KEYS.contains(read, (*user, Usage::Master.number()))?;
+            doubts.unless(master, "its user has no master key");
+            Ok(())
+        }),
+        RowCheck::of(&schema::SIGNED_USERS, |read, (user, of), row, doubts| {
+            doubts.logged(read, row.position, LogEntry::Device { user: *user })?;
+            let logged = schema::SIGNED_USERS_LOG.get(read, (*user, row.position))?;
+            doubts.unless(logged.as_ref() == Some(of), "the log of signed users does not name it");
+            let by = cross_signing::find_key_id(read, *user, Usage::UserSigning)?;
+            doubts.unless(by.is_some(), "its user has no user-signing key");
+            Ok(())
+        }),
+        RowCheck::of(&schema::SIGNED_USERS_LOG, |read, (user, position), of, doubts| {
+            doubts.position(read, *position);
+            let row = schema::SIGNED_USERS.get(read, (*user, of.as_str()))?;
+            doubts.unless(row.is_some_and(|row| row.position == *position), "no row was written there");
+            Ok(())
+        }),
     ]
 }
 

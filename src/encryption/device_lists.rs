@@ -7,12 +7,17 @@
 
 use std::ops::Bound;
 
+use federation::json::Canonical;
 use ruma::{OwnedDeviceId, OwnedUserId, UserId};
 use serde_json::Value;
 
 use crate::{
     accounts::devices,
-    encryption::keys,
+    encryption::{
+        cross_signing::{self, Usage},
+        keys,
+        signatures::Signable,
+    },
     ids::{Position, UserNum},
     schema::{self, encryption::DeviceStepRow},
     store::{Batch, Direction, Fault, LogEntry, Read},
@@ -29,6 +34,26 @@ pub fn changed(
     user_id: &UserId,
     device_ids: &[OwnedDeviceId],
 ) -> Result<Position, Fault> {
+    add_steps(batch, (user, user_id), device_ids, false)
+}
+
+/// Notes that the keys changed with which a local user signs, and these devices. Other servers are told of the keys together with a device,
+/// whose change has a number, so that a server that missed the keys sees that it missed something. The caller holds the user's lock.
+pub fn signing_keys_changed(
+    batch: &mut Batch,
+    user: UserNum,
+    user_id: &UserId,
+    device_ids: &[OwnedDeviceId],
+) -> Result<Position, Fault> {
+    add_steps(batch, (user, user_id), device_ids, true)
+}
+
+fn add_steps(
+    batch: &mut Batch,
+    (user, user_id): (UserNum, &UserId),
+    device_ids: &[OwnedDeviceId],
+    has_signing_keys: bool,
+) -> Result<Position, Fault> {
     let entry = LogEntry::DeviceList { user };
     let before = schema::DEVICE_CHANGED.get(batch, user_id.as_str())?;
     let untold = device_ids.len().saturating_sub(STEPS_MAX);
@@ -39,7 +64,9 @@ pub fn changed(
     }
     for device_id in device_ids.iter().skip(untold) {
         let position = batch.position(&entry);
-        let step = DeviceStepRow { prev, device_id: device_id.to_string() };
+        // The keys are told once, with the last of the devices.
+        let has_signing_keys = has_signing_keys && device_ids.last() == Some(device_id);
+        let step = DeviceStepRow { prev, device_id: device_id.to_string(), has_signing_keys };
         schema::DEVICE_STEP.put(batch, (user, position), &step);
         (prev, last) = (Some(position), Some(position));
     }
@@ -80,6 +107,28 @@ pub struct Update {
     pub device_id: OwnedDeviceId,
     /// The device as it is now; none if it went.
     pub device: Option<UpdatedDevice>,
+    /// The keys with which the user signs, where they may have changed too.
+    pub signing_keys: Option<ToldSigningKeys>,
+}
+
+/// The keys with which a user signs, as other servers are told them; one that the user does not have is left out.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ToldSigningKeys {
+    /// The key that stands for the user.
+    pub master: Option<Canonical>,
+    /// The key that signs the user's devices.
+    pub self_signing: Option<Canonical>,
+}
+
+/// Reads the keys with which a user of ours signs, as other servers are told them.
+pub fn find_signing_keys(
+    read: &(impl Read + ?Sized),
+    of: (UserNum, &UserId),
+) -> Result<ToldSigningKeys, Fault> {
+    let master = cross_signing::find_shown(read, of, Usage::Master)?;
+    let self_signing = cross_signing::find_shown(read, of, Usage::SelfSigning)?;
+    let json = |key: Option<Signable>| key.map(|key| key.json());
+    Ok(ToldSigningKeys { master: json(master), self_signing: json(self_signing) })
 }
 
 /// A device as other servers are told of it.
@@ -103,22 +152,26 @@ pub fn find_update(
         let Some(newest) = find_changed(read, user_id)? else { return Ok(None) };
         (stream_id, step) = (newest, schema::DEVICE_STEP.get(read, (user, newest))?);
     }
-    let (prev_id, device_id) = match step {
-        Some(step) => (step.prev, OwnedDeviceId::from(step.device_id)),
+    // Where the change that is meant is not known any more, the keys may have changed with it.
+    let is_known = stream_id == at && step.is_some();
+    let (prev_id, device_id, has_signing_keys) = match step {
+        Some(step) => (step.prev, OwnedDeviceId::from(step.device_id), step.has_signing_keys || !is_known),
         // The change was noted for the whole list. Any device will do, with a change before it that nobody was told of.
         None => match devices::list(read, user)?.into_iter().next() {
-            Some(device) => (Some(stream_id.before()), device.id),
+            Some(device) => (Some(stream_id.before()), device.id, true),
             None => return Ok(None),
         },
     };
     let device = match devices::find(read, user, &device_id)? {
         Some(device) => Some(UpdatedDevice {
-            keys: keys::find_device_keys(read, (user, device.num), None)?,
+            keys: keys::find_device_keys(read, (user_id, (user, device.num)), None)?,
             display_name: device.display_name,
         }),
         None => None,
     };
-    Ok(Some(Update { stream_id, prev_id, device_id, device }))
+    let signing_keys = if has_signing_keys { Some(find_signing_keys(read, (user, user_id))?) } else { None };
+    let signing_keys = signing_keys.filter(|keys| *keys != ToldSigningKeys::default());
+    Ok(Some(Update { stream_id, prev_id, device_id, device, signing_keys }))
 }
 
 /// Whether something of a user's devices that is told of this position is still to be told: it is remembered, or it is the newest change.

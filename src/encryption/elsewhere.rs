@@ -15,7 +15,7 @@ use std::{collections::BTreeMap, ops::Bound};
 use ruma::{OwnedDeviceId, OwnedUserId, UserId};
 
 use crate::{
-    encryption::device_lists,
+    encryption::{device_lists, signatures::Signable},
     ids::{EventNum, Position, RoomNum, UserNum},
     rooms::{members, state},
     schema::{
@@ -347,8 +347,15 @@ pub fn apply(batch: &mut Batch, user_id: &UserId, change: Change) -> Result<Outc
     match change {
         Change::SigningKeys { master_key, self_signing_key } => {
             let before = row.clone();
+            // A new master key has not signed the key that came with the old one.
+            if master_key.is_some() && !is_same_key(master_key.as_deref(), row.master_key.as_deref()) {
+                row.self_signing_key = None;
+            }
             row.master_key = master_key.or(row.master_key);
             row.self_signing_key = self_signing_key.or(row.self_signing_key);
+            if row == before {
+                return Ok(Outcome::Known);
+            }
             row.bytes = row.bytes + of_signing_keys(&row) - of_signing_keys(&before);
             replace(batch, user_id, &before, row)
         }
@@ -385,6 +392,12 @@ pub fn apply(batch: &mut Batch, user_id: &UserId, change: Change) -> Result<Outc
         }
         Change::Unreadable => make_stale(batch, user_id, row),
     }
+}
+
+/// Whether both are the same key, whoever has signed it.
+fn is_same_key(one: Option<&str>, other: Option<&str>) -> bool {
+    let part = |key: Option<&str>| Some(Signable::parse(key?.as_bytes())?.signed_part());
+    part(one) == part(other)
 }
 
 fn make_stale(batch: &mut Batch, user_id: &UserId, row: OtherListRow) -> Result<Outcome, Fault> {
@@ -553,8 +566,18 @@ mod tests {
         assert_eq!(apply(change(8, &[7, 6], "B", Some(device("b2")))), Outcome::Taken);
         assert_eq!(devices(&store), [r#"B {"k":"b2"}"#, r#"C {"k":"c"}"#]);
         check_counts(&store);
-        let keys = Change::SigningKeys { master_key: Some("{}".to_owned()), self_signing_key: None };
-        assert_eq!(apply(keys), Outcome::Taken);
+        let keys = |master: &str, self_signing: Option<&str>| Change::SigningKeys {
+            master_key: Some(master.to_owned()),
+            self_signing_key: self_signing.map(str::to_owned),
+        };
+        let signing = || find(&store.view(), &bob).unwrap().unwrap().self_signing_key;
+        assert_eq!(apply(keys(r#"{"k":1}"#, Some("{}"))), Outcome::Taken);
+        assert_eq!(apply(keys(r#"{"k":1}"#, Some("{}"))), Outcome::Known);
+        check_counts(&store);
+        assert_eq!(apply(keys(r#"{"k":1,"signatures":{"@bob:b.example":{}}}"#, None)), Outcome::Taken);
+        assert_eq!(signing().as_deref(), Some("{}"), "the same key was signed by a device");
+        assert_eq!(apply(keys(r#"{"k":2}"#, None)), Outcome::Taken);
+        assert_eq!(signing(), None, "the new master key has signed no such key");
         check_counts(&store);
         assert_eq!(apply(change(10, &[9], "D", Some(device("d")))), Outcome::Stale);
         assert_eq!(apply(change(11, &[10], "D", Some(device("d")))), Outcome::Stale);

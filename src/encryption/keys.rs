@@ -18,7 +18,7 @@ use crate::{
     ids::{DeviceNum, UserNum},
     schema::{
         self,
-        encryption::{FallbackRow, KeyCounts},
+        encryption::{FallbackRow, KeyCounts, SignatureRow},
     },
     store::{Batch, Direction, Fault, LogEntry, Read, key::Json},
 };
@@ -134,18 +134,27 @@ fn delete_one_time_and_fallback(batch: &mut Batch, owner: Owner) -> Result<(), F
     Ok(())
 }
 
-/// The identity keys of a device, with the name that its owner gave it.
+/// The identity keys of a device, with the name that its owner gave it and the signature of its user's self-signing key.
 pub fn find_device_keys(
     read: &(impl Read + ?Sized),
-    owner: Owner,
+    (user_id, owner): (&UserId, Owner),
     display_name: Option<&str>,
 ) -> Result<Option<Value>, Fault> {
     let Some(keys) = schema::DEVICE_KEYS.get(read, owner)? else { return Ok(None) };
-    show(&keys, display_name).map(Some)
+    let mut shown = show(&keys, display_name)?;
+    if let Some(Json(SignatureRow { key_id, signature })) = schema::DEVICE_SIGNED.get(read, owner)? {
+        // Both are objects, as was checked when the keys came.
+        let all = shown.entry("signatures").or_insert_with(|| Value::Object(Map::new())).as_object_mut();
+        let of_user = all.map(|all| all.entry(user_id.as_str()).or_insert_with(|| Value::Object(Map::new())));
+        if let Some(of_user) = of_user.and_then(Value::as_object_mut) {
+            of_user.insert(key_id, signature.into());
+        }
+    }
+    Ok(Some(Value::Object(shown)))
 }
 
 /// The identity keys of a device that stand in a row, with the name that its owner gave it.
-pub fn show(keys: &[u8], display_name: Option<&str>) -> Result<Value, Fault> {
+pub fn show(keys: &[u8], display_name: Option<&str>) -> Result<Map<String, Value>, Fault> {
     let mut keys: Map<String, Value> =
         serde_json::from_slice(keys).map_err(|_| Fault::Corrupt("the keys of a device are not JSON"))?;
     let mut unsigned = Map::new();
@@ -154,7 +163,7 @@ pub fn show(keys: &[u8], display_name: Option<&str>) -> Result<Value, Fault> {
     }
     // The device may have uploaded anything as `unsigned`, so only the server's own fields are shown.
     keys.insert("unsigned".to_owned(), Value::Object(unsigned));
-    Ok(Value::Object(keys))
+    Ok(keys)
 }
 
 /// The number of a device's one-time keys that are left, and its unused fallback keys.

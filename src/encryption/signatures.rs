@@ -34,6 +34,36 @@ impl Signable {
         self.0.signed_part()
     }
 
+    /// The whole object, with its signatures.
+    pub fn json(&self) -> Canonical {
+        self.0.canonical()
+    }
+
+    /// The object with these signatures of one user alone, and without what is not signed.
+    #[must_use]
+    pub fn with_signatures<'s>(
+        mut self,
+        user_id: &str,
+        signatures: impl IntoIterator<Item = (&'s str, &'s str)>,
+    ) -> Self {
+        if let Json::Object(fields) = &mut self.0 {
+            fields.remove("signatures");
+            fields.remove("unsigned");
+        }
+        for (key_id, signature) in signatures {
+            self.add_signature(user_id, key_id, signature);
+        }
+        self
+    }
+
+    /// Adds a signature that a user's key of this id has made.
+    pub fn add_signature(&mut self, user_id: &str, key_id: &str, signature: &str) {
+        if let Some(of_user) = object_in(&mut self.0, "signatures").and_then(|all| object_in(all, user_id)) {
+            let Json::Object(of_user) = of_user else { return };
+            of_user.insert(key_id.to_owned(), Json::text(signature));
+        }
+    }
+
     /// The text of a field; none where there is no such field or it is no text.
     pub fn text(&self, field: &str) -> Option<&str> {
         self.0.field(field)?.as_text()
@@ -71,6 +101,16 @@ impl Signable {
         let signature = self.find_signature(user_id, key_id);
         signature.is_some_and(|signature| is_signed(&self.signed_part(), key, signature))
     }
+}
+
+/// The object under a name in another one, made where there is none. None where `json` is no object.
+fn object_in<'j>(json: &'j mut Json, name: &str) -> Option<&'j mut Json> {
+    let Json::Object(fields) = json else { return None };
+    let inner = fields.entry(name.to_owned()).or_insert(Json::Null);
+    if inner.as_object().is_none() {
+        *inner = Json::object::<String>([]);
+    }
+    Some(inner)
 }
 
 fn texts_of(object: Option<&Json>) -> impl Iterator<Item = (&str, &str)> {
@@ -119,6 +159,12 @@ pub(crate) mod testing {
                 object["signatures"] = json!({});
             }
             object["signatures"][user_id][super::key_id(name)] = signature.into();
+        }
+
+        /// This key as one with which a user signs, which nobody has signed.
+        pub(crate) fn signing_key(&self, user_id: &str, usage: &str) -> Value {
+            let public = self.public();
+            json!({ "user_id": user_id, "usage": [usage], "keys": { super::key_id(&public): public } })
         }
 
         /// The keys of a device, signed by this one.
@@ -170,6 +216,23 @@ mod tests {
             keys["signatures"] = wrong;
             assert_eq!(read(&keys).signatures(ALICE).count(), 0);
         }
+    }
+
+    #[test]
+    fn signatures_are_replaced_and_added() {
+        let signatures =
+            json!({ ALICE: { "ed25519:A": "a", "ed25519:B": "b" }, "@bob:a.example": { "ed25519:C": "c" } });
+        let key = json!({ "usage": ["master"], "signatures": signatures, "unsigned": {} });
+        let mut key = read(&key).with_signatures(ALICE, [("ed25519:B", "b")]);
+        let expected = json!({ "usage": ["master"], "signatures": { ALICE: { "ed25519:B": "b" } } });
+        assert_eq!(key, read(&expected));
+        key.add_signature("@eve:a.example", "ed25519:E", "e");
+        assert_eq!(key.find_signature("@eve:a.example", "ed25519:E"), Some("e"));
+        assert_eq!(key.signatures(ALICE).count(), 1);
+        assert_eq!(key.with_signatures(ALICE, []), read(&json!({ "usage": ["master"] })));
+        let mut odd = read(&json!({ "signatures": { ALICE: 1 } }));
+        odd.add_signature(ALICE, "ed25519:A", "a");
+        assert_eq!(odd, read(&json!({ "signatures": { ALICE: { "ed25519:A": "a" } } })));
     }
 
     #[test]

@@ -3,6 +3,8 @@
 mod claim;
 mod list;
 mod query;
+mod sign;
+mod signing_keys;
 
 use ruma::{DeviceId, UserId};
 use serde_json::value::RawValue;
@@ -10,7 +12,7 @@ use serde_json::value::RawValue;
 use crate::{
     accounts::Caller,
     encryption::{
-        device_lists,
+        cross_signing, device_lists,
         keys::{self, Keys, ONE_TIME_KEYS_MAX, Owner},
         uploads::{self, Prover},
     },
@@ -23,6 +25,8 @@ use crate::{
 pub(crate) use claim::{claim, claim_for_server};
 pub(crate) use list::list_for_server;
 pub(crate) use query::{query, query_for_server};
+pub(crate) use sign::{Signed, upload_signatures};
+pub(crate) use signing_keys::{forget, upload_signing_keys};
 
 /// An upload has at most this many one-time keys: as many as a device keeps here.
 const UPLOADED_MAX: usize = ONE_TIME_KEYS_MAX as usize;
@@ -67,7 +71,11 @@ pub(crate) async fn upload(app: &App, caller: &Caller, upload: Upload) -> Result
         if let Some(device_keys) = &upload.device_keys
             && keys::put_device_keys(batch, owner, device_keys)?
         {
-            device_lists::changed(batch, user, &user_id, &[device_id])?;
+            if cross_signing::revise_device(batch, owner, (&user_id, &device_id))? {
+                device_lists::signing_keys_changed(batch, user, &user_id, &[device_id])?;
+            } else {
+                device_lists::changed(batch, user, &user_id, &[device_id])?;
+            }
             write::wake_sharing(batch, user);
         }
         keys::put_one_time_keys(batch, owner, &upload.one_time_keys)?;

@@ -122,6 +122,26 @@ pub struct FallbackRow {
     pub key: String,
 }
 
+/// A signature of one key over another one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignatureRow {
+    /// The id of the key that signed, such as `ed25519:DEVICE`.
+    pub key_id: String,
+    /// The signature, in base64.
+    pub signature: String,
+}
+
+/// A signature of a user over the master key of another user.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignedUserRow {
+    /// The public half of the master key that was signed.
+    pub master_key: String,
+    /// The id of the key that signed, such as `ed25519:KEY`.
+    pub key_id: String,
+    /// The signature, in base64.
+    pub signature: String,
+}
+
 /// A change of the device list of a user of ours, as other servers are told it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceStepRow {
@@ -129,22 +149,25 @@ pub struct DeviceStepRow {
     pub prev: Option<Position>,
     /// The id of the device that came, changed or went.
     pub device_id: String,
+    /// Whether the keys changed with which the user signs.
+    pub has_signing_keys: bool,
 }
 
 impl Value for DeviceStepRow {
     fn encode(&self, to: &mut Encoder) {
-        to.raw(&[1]);
+        to.raw(&[2, u8::from(self.has_signing_keys)]);
         to.position(self.prev.unwrap_or(Position::ZERO));
         to.raw(self.device_id.as_bytes());
     }
 
     fn decode(bytes: Bytes) -> Result<Self, Fault> {
         let mut from = Decoder(&bytes);
-        expect_layout(&mut from, 1)?;
+        // Layout 1 is from before users had keys with which they sign.
+        let has_signing_keys = layout_upto(&mut from, 2)? == 2 && from.byte()? != 0;
         let prev = Position::decode_key(&mut from)?;
         let device_id = std::str::from_utf8(from.rest());
-        let device_id = device_id.map_err(|_| Fault::Corrupt("the id of a device is no text"))?;
-        Ok(Self { prev: (prev != Position::ZERO).then_some(prev), device_id: device_id.to_owned() })
+        let device_id = device_id.map_err(|_| Fault::Corrupt("the id of a device is no text"))?.to_owned();
+        Ok(Self { prev: (prev != Position::ZERO).then_some(prev), device_id, has_signing_keys })
     }
 }
 
@@ -217,9 +240,14 @@ mod tests {
     #[test]
     fn changes_and_counts_come_back() {
         for prev in [None, Position::new(7)] {
-            let step = DeviceStepRow { prev, device_id: "DÉV".to_owned() };
-            assert_eq!(round_trip(&step), step);
+            for has_signing_keys in [false, true] {
+                let step = DeviceStepRow { prev, device_id: "DÉV".to_owned(), has_signing_keys };
+                assert_eq!(round_trip(&step), step);
+            }
         }
+        let before = DeviceStepRow::decode(Bytes::from_static(&[1, 0, 0, 0, 0, 0, 0, 0, 7, b'D'])).unwrap();
+        let device_id = "D".to_owned();
+        assert_eq!(before, DeviceStepRow { prev: Position::new(7), device_id, has_signing_keys: false });
         let count = OtherCount { users: 300, bytes: u64::MAX };
         assert_eq!(round_trip(&count), count);
         assert!(DeviceStepRow::decode(Bytes::from_static(&[1, 0])).is_err());

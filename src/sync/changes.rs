@@ -26,6 +26,8 @@ pub(crate) struct Changes {
     pub(crate) to_device: bool,
     /// The keys of some user changed, of this server or another.
     pub(crate) device_lists: bool,
+    /// Something of the user's own devices and keys changed, of which others may not be told.
+    pub(crate) own_keys: bool,
     /// The users who came to share a room with the user, and those who ceased to; filled while rooms are collected.
     pub(crate) shares: Shares,
 }
@@ -34,7 +36,13 @@ impl Changes {
     /// Names everything there is, for a client that begins.
     pub(crate) fn everything(read: &(impl Read + ?Sized), user: UserNum) -> Result<Self, Fault> {
         let rooms = members::list_user_rooms(read, user)?.collect::<Result<_, _>>()?;
-        Ok(Self { rooms, account_data: true, to_device: true, device_lists: true, shares: Shares::default() })
+        Ok(Self::all_of(rooms))
+    }
+
+    /// All kinds of news may be there, beside the changes in these rooms.
+    fn all_of(rooms: Vec<(RoomNum, UserRoomRow)>) -> Self {
+        let shares = Shares::default();
+        Self { rooms, account_data: true, to_device: true, device_lists: true, own_keys: true, shares }
     }
 
     /// Finds the changes after `from` and at or before `upto`. `also` are rooms with news that the log does not hold.
@@ -75,9 +83,9 @@ impl Changes {
                     LogEntry::AccountData { user: of } => found.account_data |= of == user,
                     LogEntry::ToDevice { user: of } => found.to_device |= of == user,
                     LogEntry::DeviceList { .. } | LogEntry::OtherDeviceList => found.device_lists = true,
+                    LogEntry::Device { user: of } => found.own_keys |= of == user,
                     // `/sync` tells nothing of these entries.
                     LogEntry::Account { .. }
-                    | LogEntry::Device { .. }
                     | LogEntry::Server
                     | LogEntry::Filled { .. }
                     | LogEntry::Expired { .. } => {}
@@ -115,7 +123,7 @@ impl Changes {
                 rooms.push((room, row));
             }
         }
-        Ok(Self { rooms, account_data: true, to_device: true, device_lists: true, shares: Shares::default() })
+        Ok(Self::all_of(rooms))
     }
 }
 

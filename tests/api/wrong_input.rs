@@ -248,6 +248,10 @@ async fn rooms_and_their_names() {
             ("POST", "keys/query", json!({}), 400, "M_MISSING_PARAM"),
             ("POST", "keys/claim", json!({}), 400, "M_MISSING_PARAM"),
             ("GET", "keys/changes?from=x&to=y", Value::Null, 400, "M_INVALID_PARAM"),
+            ("POST", "keys/device_signing/upload", json!({}), 400, "M_MISSING_PARAM"),
+            ("POST", "keys/device_signing/upload", json!({ "master_key": [] }), 400, "M_BAD_JSON"),
+            ("POST", "keys/signatures/upload", json!({ "nobody": {} }), 400, "M_BAD_JSON"),
+            ("POST", "keys/signatures/upload", json!({ "@alice:test.example": [] }), 400, "M_BAD_JSON"),
         ],
     )
     .await;

@@ -1,6 +1,8 @@
 //! The keys of end-to-end encryption: uploading, querying and claiming them, and whose have changed.
 
-use ruma::api::client::keys::{claim_keys, get_key_changes, get_keys, upload_keys};
+use ruma::api::client::keys::{
+    claim_keys, get_key_changes, get_keys, upload_keys, upload_signatures, upload_signing_keys,
+};
 use serde::Deserialize;
 use serde_json::{json, value::RawValue};
 
@@ -12,13 +14,17 @@ use crate::{
         raw::Raw,
         reply::{InPieces, RawJson},
     },
-    encryption::keys::Keys,
+    encryption::{
+        cross_signing::{SigningKey, SigningKeys, Usage},
+        keys::Keys,
+    },
     error::Result,
     flows::{
         App,
-        keys::{self, Upload},
+        keys::{self, Signed, Upload},
         limits::Limit,
     },
+    json::Object,
     sync::SyncToken,
 };
 
@@ -28,7 +34,13 @@ pub(crate) fn routes(r: &mut Routes) {
     r.client(get_keys).limit(Limit::Read).guests(Guests::Yes).body(policy::Body::Json(MIB));
     r.client(claim_keys).limit(Limit::Other).guests(Guests::Yes).body(policy::Body::Json(MIB));
     r.client(get_key_changes).limit(Limit::Read);
+    // A wrong password is counted besides, where it is checked.
+    r.client(upload_signing_keys).limit(Limit::Other);
+    r.client(upload_signatures).limit(Limit::Other).body(policy::Body::Json(MIB));
 }
+
+/// A key with which a user signs, as a client sends it.
+type Sent = ruma::serde::Raw<ruma::encryption::CrossSigningKey>;
 
 /// The body of an upload. Keys are kept as the text that they came as, because they are signed.
 #[derive(Deserialize)]
@@ -76,4 +88,34 @@ pub(crate) async fn get_key_changes(
     let settle = |token: &str| app.polls.settle(SyncToken::parse(token)?);
     let (from, to) = (settle(&client.request.from)?, settle(&client.request.to)?);
     Ok(RawJson(app.polls.key_changes(client.caller, from, to).await?))
+}
+
+/// `POST /_matrix/client/v3/keys/device_signing/upload`
+pub(crate) async fn upload_signing_keys(
+    app: App,
+    client: Client<Raw<upload_signing_keys::v3::Request>>,
+) -> Result<upload_signing_keys::v3::Response> {
+    let (caller, request) = (client.caller, client.request.read_confirmed()?);
+    let read = |key: Option<Sent>, usage| {
+        key.map(|key| SigningKey::read(key.json(), &caller.user_id, usage)).transpose()
+    };
+    let keys = SigningKeys {
+        master: read(request.master_key, Usage::Master)?,
+        self_signing: read(request.self_signing_key, Usage::SelfSigning)?,
+        user_signing: read(request.user_signing_key, Usage::UserSigning)?,
+    };
+    keys::upload_signing_keys(&app, &caller, keys, request.auth.as_ref()).await?;
+    Ok(upload_signing_keys::v3::Response::new())
+}
+
+/// `POST /_matrix/client/v3/keys/signatures/upload`
+pub(crate) async fn upload_signatures(
+    app: App,
+    client: Client<Raw<upload_signatures::v3::Request>>,
+) -> Result<RawJson> {
+    let signed: Signed = client.request.json()?;
+    let failures = keys::upload_signatures(&app, &client.caller, signed).await?;
+    let mut shown = Object::new();
+    shown.json("failures", &failures.show());
+    Ok(RawJson(shown.finish().into()))
 }

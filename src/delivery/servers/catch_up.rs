@@ -81,18 +81,19 @@ pub(super) fn plan(
                 }
             }
             Subject::Devices(user) => {
-                let update = of_user(read, server, user)?;
-                bytes += update.as_ref().map_or(0, |update| update.json.0.len());
-                step.updates.extend(update);
+                let updates = of_user(read, server, user)?;
+                bytes += updates.iter().map(|update| update.json.0.len()).sum::<usize>();
+                step.updates.extend(updates);
             }
         }
     }
     Ok(step)
 }
 
-/// The newest change of the devices of a user of ours, if the server still shares a room with the user.
-fn of_user(read: &Snapshot, server: &ServerName, user: UserNum) -> Result<Option<News>, Fault> {
-    let Some(account) = users::find(read, user)? else { return Ok(None) };
+/// The newest change of the devices of a user of ours, with the keys with which the user signs, if the server still shares a room with the
+/// user.
+fn of_user(read: &Snapshot, server: &ServerName, user: UserNum) -> Result<Vec<News>, Fault> {
+    let Some(account) = users::find(read, user)? else { return Ok(Vec::new()) };
     let mut is_shared = false;
     for room in members::list_joined_rooms(read, user)? {
         if members::is_server_joined(read, room, server.as_str())? {
@@ -101,11 +102,11 @@ fn of_user(read: &Snapshot, server: &ServerName, user: UserNum) -> Result<Option
         }
     }
     if !is_shared {
-        return Ok(None);
+        return Ok(Vec::new());
     }
     let update = device_lists::find_update(read, (user, &account.user_id), Position::MAX)?;
-    let json = update.map(|update| JsonOfEdu(edus::device_list_update(&account.user_id, &update)));
-    Ok(json.map(|json| News { json, outbox: None }))
+    let told = update.map(|update| edus::of_update(&account.user_id, &update)).unwrap_or_default();
+    Ok(told.into_iter().map(|json| News { json: JsonOfEdu(json), outbox: None }).collect())
 }
 
 /// Reads the marks of a server: one more than a step takes, so that it is known whether some are left.

@@ -6,9 +6,9 @@ use ruma::UserId;
 use serde_json::Value;
 
 use crate::{
-    encryption::device_lists::Update,
+    encryption::device_lists::{ToldSigningKeys, Update},
     ids::RoomNum,
-    json::{JsonText, Object},
+    json::{JsonRef, JsonText, Object},
     rooms::receipts::NO_THREAD,
     schema::event_types::{PRESENCE, RECEIPT, TYPING},
     schema::receipts::{ReceiptKey, ReceiptRow},
@@ -16,6 +16,8 @@ use crate::{
 
 /// The kind of the news that a device of a user came, changed or went.
 const DEVICE_LIST_UPDATE: &str = "m.device_list_update";
+/// The kind of the news that the keys changed with which a user signs.
+const SIGNING_KEY_UPDATE: &str = "m.signing_key_update";
 
 /// The key under which newer news takes the place of older.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -93,8 +95,29 @@ pub(super) fn presence(user_id: &UserId, told: &Told) -> Edu {
     })
 }
 
+/// Tells what a device of a user has become, as JSON; and before it the keys with which the user signs, where they changed.
+pub(super) fn of_update(user_id: &UserId, update: &Update) -> Vec<Bytes> {
+    let keys = update.signing_keys.as_ref().map(|keys| signing_key_update(user_id, keys));
+    keys.into_iter().chain([device_list_update(user_id, update)]).collect()
+}
+
+/// Tells the keys with which a user signs, as JSON.
+fn signing_key_update(user_id: &UserId, keys: &ToldSigningKeys) -> Bytes {
+    let mut edu = Object::new();
+    edu.object("content", |content| {
+        for (name, key) in [("master_key", &keys.master), ("self_signing_key", &keys.self_signing)] {
+            if let Some(key) = key {
+                content.json(name, JsonRef::stored(key.as_str().as_bytes()));
+            }
+        }
+        content.text("user_id", user_id.as_str());
+    });
+    edu.text("edu_type", SIGNING_KEY_UPDATE);
+    edu.finish().into()
+}
+
 /// Tells what a device of a user has become, as JSON.
-pub(super) fn device_list_update(user_id: &UserId, update: &Update) -> Bytes {
+fn device_list_update(user_id: &UserId, update: &Update) -> Bytes {
     let mut edu = Object::new();
     edu.object("content", |content| {
         match &update.device {
@@ -120,6 +143,7 @@ pub(super) fn device_list_update(user_id: &UserId, update: &Update) -> Bytes {
 
 #[cfg(test)]
 mod tests {
+    use federation::json::Canonical;
     use serde_json::json;
 
     use super::*;
@@ -135,9 +159,12 @@ mod tests {
         let keys = json!({ "keys": { "ed25519:D": "k" } });
         let device = UpdatedDevice { display_name: Some("\"Ph\"".to_owned()), keys: Some(keys.clone()) };
         let device_id = ruma::OwnedDeviceId::from("D");
-        let update = Update { stream_id: at(9), prev_id: Some(at(5)), device_id, device: Some(device) };
+        let (stream_id, prev_id) = (at(9), Some(at(5)));
+        let update = Update { stream_id, prev_id, device_id, device: Some(device), signing_keys: None };
         let told = |update: &Update| -> Value {
-            serde_json::from_slice(&device_list_update("@a:x".try_into().unwrap(), update)).unwrap()
+            let told = of_update("@a:x".try_into().unwrap(), update);
+            let [told] = told.as_slice() else { panic!("{told:?}") };
+            serde_json::from_slice(told).unwrap()
         };
         let content = json!({
             "user_id": "@a:x", "device_id": "D", "device_display_name": "\"Ph\"", "keys": keys, "stream_id": 9,
@@ -146,8 +173,15 @@ mod tests {
         assert_eq!(told(&update), json!({ "edu_type": "m.device_list_update", "content": content }));
         let content =
             json!({ "user_id": "@a:x", "device_id": "D", "deleted": true, "stream_id": 9, "prev_id": [] });
-        let told = told(&Update { prev_id: None, device: None, ..update });
-        assert_eq!(told, json!({ "edu_type": "m.device_list_update", "content": content }));
+        let update = Update { prev_id: None, device: None, ..update };
+        assert_eq!(told(&update), json!({ "edu_type": "m.device_list_update", "content": content }));
+        let master = Some(Canonical::of(br#"{"usage": ["master"]}"#).unwrap());
+        let signing_keys = Some(ToldSigningKeys { master, self_signing: None });
+        let told = of_update("@a:x".try_into().unwrap(), &Update { signing_keys, ..update });
+        let told: Vec<Value> = told.iter().map(|edu| serde_json::from_slice(edu).unwrap()).collect();
+        let keys = json!({ "user_id": "@a:x", "master_key": { "usage": ["master"] } });
+        let keys = json!({ "edu_type": "m.signing_key_update", "content": keys });
+        assert_eq!(told, [keys, json!({ "edu_type": "m.device_list_update", "content": content })]);
     }
 
     fn read(edu: &Edu) -> Value {

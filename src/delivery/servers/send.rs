@@ -254,8 +254,8 @@ fn list_updates(snapshot: &Snapshot, kept: &[Pdu<Subject, Position>]) -> Result<
             continue;
         };
         if told.insert((user, update.stream_id)) {
-            let json = JsonOfEdu(edus::device_list_update(&account.user_id, &update));
-            updates.push(News { json, outbox: None });
+            let of_update = edus::of_update(&account.user_id, &update).into_iter();
+            updates.extend(of_update.map(|json| News { json: JsonOfEdu(json), outbox: None }));
         }
     }
     Ok(updates)

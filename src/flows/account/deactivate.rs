@@ -8,7 +8,7 @@ use crate::{
     },
     encryption::backup,
     error::Result,
-    flows::{App, account::log_out, jobs, write},
+    flows::{App, account::log_out, jobs, keys, write},
     ids::UserNum,
     push::rules,
     rooms::delayed,
@@ -22,6 +22,7 @@ pub(crate) async fn deactivate(app: &App, user: UserNum, user_id: OwnedUserId, e
         users::deactivate(batch, user, erase)?;
         passwords::set(batch, user, None);
         let swept = log_out::end(app, batch, user, &user_id, &Ending::All)?;
+        keys::forget(batch, user, &user_id)?;
         account_data::delete_all(batch, user);
         filters::delete_all(batch, user);
         openid::delete_all(batch, user);

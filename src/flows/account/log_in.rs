@@ -9,7 +9,7 @@ use crate::{
         tokens::{self, Holder, Issued},
         users,
     },
-    encryption::device_lists,
+    encryption::{cross_signing, device_lists},
     error::{Refusal, Result},
     flows::{App, account::guess, write},
     store::Batch,
@@ -92,6 +92,9 @@ pub(crate) fn build(
     refreshable: bool,
 ) -> Result<Session> {
     let (device, is_new) = devices::log_in(batch, &app.env, user, log_in)?;
+    if is_new && cross_signing::is_key(batch, user, &device.id)? {
+        return Err(Refusal::forbidden("`device_id` is the name of a key with which the user signs.").into());
+    }
     if is_new {
         device_lists::changed(batch, user, user_id, std::slice::from_ref(&device.id))?;
         write::wake_sharing(batch, user);

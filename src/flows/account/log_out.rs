@@ -11,7 +11,7 @@ use crate::{
         devices::{self, Ending},
         tokens, users,
     },
-    encryption::{device_lists, inbox, keys, to_device},
+    encryption::{cross_signing, device_lists, inbox, keys, to_device},
     error::Result,
     flows::{App, jobs, write},
     ids::UserNum,
@@ -51,7 +51,11 @@ pub(crate) fn end(
         return Ok(None);
     }
     pushers::delete_of_ended(batch, user, &users::require(batch, user)?.ended)?;
-    device_lists::changed(batch, user, user_id, &gone)?;
+    if cross_signing::has_lost_signature(batch, user)? {
+        device_lists::signing_keys_changed(batch, user, user_id, &gone)?;
+    } else {
+        device_lists::changed(batch, user, user_id, &gone)?;
+    }
     write::wake_sharing(batch, user);
     batch.wake(Wake::Ended { user, user_id: user_id.to_string() });
     if sweep_some(batch, user)? {
@@ -81,6 +85,7 @@ fn sweep_some(batch: &mut Batch, user: UserNum) -> Result<bool> {
         inbox::sweep(batch, user, range);
         to_device::sweep(batch, user, range);
         keys::sweep(batch, user, range);
+        cross_signing::sweep(batch, user, range);
         connections::sweep(batch, user, range);
         ended.remove_first();
     }

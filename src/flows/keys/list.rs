@@ -12,7 +12,7 @@ use crate::{
     error::{Refusal, Result},
     flows::App,
     ids::UserNum,
-    json::{JsonText, Object, Pieces},
+    json::{JsonRef, JsonText, Object, Pieces},
 };
 
 /// A piece ends once it has this many bytes.
@@ -24,6 +24,7 @@ const PIECE_DEVICES: usize = 1_000;
 pub(crate) struct List {
     app: App,
     user: UserNum,
+    user_id: OwnedUserId,
     after: Option<OwnedDeviceId>,
     pieces: Pieces,
 }
@@ -46,8 +47,14 @@ pub(crate) async fn list_for_server(app: &App, user_id: OwnedUserId) -> Result<(
         let mut pieces = Pieces::object();
         pieces.field("user_id", &JsonText::string(user_id.as_str()));
         pieces.field("stream_id", &JsonText::from(&Value::from(stream_id)));
+        let keys = device_lists::find_signing_keys(&*snapshot, (user, &user_id))?;
+        for (name, key) in [("master_key", keys.master), ("self_signing_key", keys.self_signing)] {
+            if let Some(key) = key {
+                pieces.field(name, JsonRef::stored(key.as_str().as_bytes()));
+            }
+        }
         pieces.open_list("devices");
-        let list = Box::new(List { app: owned.clone(), user, after: None, pieces });
+        let list = Box::new(List { app: owned.clone(), user, user_id, after: None, pieces });
         drop(snapshot);
         list.write_piece()
     };
@@ -66,7 +73,9 @@ impl List {
         let page = devices::list_after(&*snapshot, self.user, self.after.as_deref(), PIECE_DEVICES)?;
         let mut goes_on_after = page.goes_on_after;
         for device in page.devices {
-            if let Some(keys) = keys::find_device_keys(&*snapshot, (self.user, device.num), None)? {
+            if let Some(keys) =
+                keys::find_device_keys(&*snapshot, (&self.user_id, (self.user, device.num)), None)?
+            {
                 let mut shown = Object::new();
                 shown.text("device_id", device.id.as_str());
                 if let Some(name) = &device.display_name {

@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use ruma::{OwnedDeviceId, OwnedUserId};
-use serde_json::value::RawValue;
+use serde_json::Value;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{require_at_most, require_own};
@@ -20,13 +20,15 @@ use crate::{
         tokens, users,
     },
     encryption::{
+        cross_signing::{self, Usage},
         elsewhere::{self, Asker, OtherDevice, OtherList},
         keys,
+        signatures::Signable,
     },
     error::Result,
     flows::{App, remote::ask_keys},
     ids::UserNum,
-    json::{JsonText, Pieces},
+    json::{JsonRef, JsonText, Pieces},
     store::{Fault, Read, Snapshot},
 };
 
@@ -63,6 +65,8 @@ enum Part {
     Devices,
     MasterKeys,
     SelfSigningKeys,
+    /// Only clients are told of a user-signing key: their own.
+    UserSigningKeys,
 }
 
 /// A user whose keys are asked for.
@@ -198,11 +202,12 @@ impl Query {
                     Part::Devices => asked.write_devices(&snapshot, after, &mut left, pieces)?,
                     part => {
                         left = left.saturating_sub(1);
-                        if let Some(key) = asked.find_signing_key(&snapshot, part)? {
+                        if let Some(key) = asked.find_signing_key(&snapshot, self.caller.as_ref(), part)? {
                             if !std::mem::replace(&mut self.is_open, true) {
                                 pieces.open_object(part.name());
                             }
-                            pieces.field(asked.user_id.as_str(), &*key);
+                            let json = key.json();
+                            pieces.field(asked.user_id.as_str(), JsonRef::stored(json.as_str().as_bytes()));
                         }
                         None
                     }
@@ -219,7 +224,8 @@ impl Query {
             self.part = match self.part {
                 Part::Devices => Part::MasterKeys,
                 Part::MasterKeys => Part::SelfSigningKeys,
-                Part::SelfSigningKeys => return Ok((self.pieces.finish(), true)),
+                Part::SelfSigningKeys => Part::UserSigningKeys,
+                Part::UserSigningKeys => return Ok((self.pieces.finish(), true)),
             };
         }
     }
@@ -230,7 +236,7 @@ impl Query {
         let mut count = 0;
         let left = match self.part {
             Part::Devices => self.next,
-            Part::MasterKeys | Part::SelfSigningKeys => self.users.len(),
+            Part::MasterKeys | Part::SelfSigningKeys | Part::UserSigningKeys => self.users.len(),
         };
         for asked in self.users.iter().skip(left).filter(|asked| matches!(asked.source, Source::Here)) {
             if let Some(user) = users::find_num(&*snapshot, &asked.user_id)? {
@@ -252,6 +258,7 @@ impl Part {
             Self::Devices => "device_keys",
             Self::MasterKeys => "master_keys",
             Self::SelfSigningKeys => "self_signing_keys",
+            Self::UserSigningKeys => "user_signing_keys",
         }
     }
 }
@@ -298,7 +305,7 @@ impl Asked {
         let mut goes_on_after = page.goes_on_after;
         for device in page.devices {
             let name = device.display_name.as_deref();
-            if let Some(keys) = keys::find_device_keys(read, (user, device.num), name)? {
+            if let Some(keys) = keys::find_device_keys(read, (&self.user_id, (user, device.num)), name)? {
                 pieces.field(device.id.as_str(), &JsonText::from(&keys));
             }
             if pieces.byte_count() >= PIECE_BYTES {
@@ -321,26 +328,45 @@ impl Asked {
         pieces.open_object(self.user_id.as_str());
         for (id, device) in devices.filter(|(id, _)| self.devices.is_empty() || self.devices.contains(*id)) {
             let name = device.display_name.as_deref();
-            pieces.field(id.as_str(), &JsonText::from(&keys::show(device.keys.as_bytes(), name)?));
+            let shown = Value::Object(keys::show(device.keys.as_bytes(), name)?);
+            pieces.field(id.as_str(), &JsonText::from(&shown));
         }
         pieces.close();
         Ok(())
     }
 
-    /// The key of this user with which they sign others. Users of this server have none yet: they cannot be uploaded.
-    fn find_signing_key(&self, read: &Snapshot, part: Part) -> Result<Option<Box<RawValue>>, Fault> {
-        let pick = |master: Option<String>, self_signing: Option<String>| match part {
-            Part::Devices => None,
-            Part::MasterKeys => master,
-            Part::SelfSigningKeys => self_signing,
+    /// A key with which this user signs, as the caller may see it: with the caller's own signature, and their own user-signing key.
+    fn find_signing_key(
+        &self,
+        read: &Snapshot,
+        caller: Option<&Caller>,
+        part: Part,
+    ) -> Result<Option<Signable>, Fault> {
+        let is_own = caller.is_some_and(|caller| caller.user_id == self.user_id);
+        let usage = match part {
+            Part::MasterKeys => Usage::Master,
+            Part::SelfSigningKeys => Usage::SelfSigning,
+            Part::UserSigningKeys if is_own => Usage::UserSigning,
+            Part::Devices | Part::UserSigningKeys => return Ok(None),
         };
-        let key = match &self.source {
-            Source::Here | Source::Unknown => None,
+        let pick = |master: Option<String>, self_signing: Option<String>| {
+            let key = if usage == Usage::Master { master } else { self_signing };
+            key.and_then(|key| Signable::parse(key.as_bytes()))
+        };
+        let mut key = match &self.source {
+            Source::Here => match users::find_num(read, &self.user_id)? {
+                Some(user) => cross_signing::find_shown(read, (user, &self.user_id), usage)?,
+                None => None,
+            },
+            Source::Unknown => None,
             Source::Kept => elsewhere::find(read, &self.user_id)?
                 .and_then(|row| pick(row.master_key, row.self_signing_key)),
             Source::Told(list) => pick(list.master_key.clone(), list.self_signing_key.clone()),
         };
-        Ok(key.and_then(|key| RawValue::from_string(key).ok()))
+        if let (Some(master), Some(caller), Usage::Master) = (&mut key, caller, usage) {
+            cross_signing::add_own_signature(read, (caller.user, &caller.user_id), &self.user_id, master)?;
+        }
+        Ok(key)
     }
 
     /// Looks at no more than `devices_max` of the user's devices that are asked for, by id, from the one after `after` on.

@@ -26,8 +26,10 @@ use serde_json::value::RawValue;
 use crate::{
     accounts::devices::DEVICE_ID_BYTES_MAX,
     encryption::{
+        cross_signing::Usage,
         elsewhere::{OtherDevice, OtherList},
         keys::{self, KEY_BYTES_MAX},
+        signatures::Signable,
     },
     flows::App,
 };
@@ -38,24 +40,6 @@ const DISPLAY_NAME_CHARS_MAX: usize = 255;
 const SIGNING_KEY_BYTES_MAX: usize = 32 << 10;
 /// No more devices of a user are read from an answer.
 const DEVICES_OF_USER_MAX: usize = 10_000;
-
-/// The kind of a key with which a user signs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Usage {
-    /// The key that signs the other two.
-    Master,
-    /// The key that signs the user's devices.
-    SelfSigning,
-}
-
-impl Usage {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Master => "master",
-            Self::SelfSigning => "self_signing",
-        }
-    }
-}
 
 /// A device as its server tells it; none where the keys are not those of this device.
 pub(super) fn read_device(
@@ -76,20 +60,20 @@ pub(super) fn read_device_id(device_id: &str) -> Option<OwnedDeviceId> {
     may_be.then(|| device_id.into())
 }
 
-/// A key with which a user signs others; none where it is another kind of key, or somebody else's.
+/// A key with which a user signs others; none where it is another kind of key, or somebody else's. Signatures of others are left out:
+/// who has signed whose keys is nobody's business but theirs.
 pub(super) fn read_signing_key(user_id: &UserId, key: &RawValue, usage: Usage) -> Option<String> {
-    #[derive(Deserialize)]
-    struct SigningKey {
-        user_id: String,
-        usage: Vec<String>,
-        keys: BTreeMap<String, String>,
+    let is_small = key.get().len() <= SIGNING_KEY_BYTES_MAX;
+    let read = is_small.then(|| Signable::parse(key.get().as_bytes()))??;
+    let is_right = read.text("user_id") == Some(user_id.as_str())
+        && read.texts("usage").any(|it| it == usage.as_str())
+        && read.keys().count() == 1;
+    if !is_right {
+        return None;
     }
-    let is_object = key.get().starts_with('{') && key.get().len() <= SIGNING_KEY_BYTES_MAX;
-    let read: SigningKey = is_object.then(|| serde_json::from_str(key.get()).ok())??;
-    let is_right = read.user_id == user_id.as_str()
-        && read.usage.iter().any(|it| it == usage.as_str())
-        && read.keys.len() == 1;
-    is_right.then(|| key.get().to_owned())
+    let signatures: Vec<_> = read.signatures(user_id.as_str()).collect();
+    let shown = read.clone().with_signatures(user_id.as_str(), signatures);
+    Some(shown.json().into())
 }
 
 /// Reads an answer off the async threads.

@@ -19,9 +19,10 @@ use ruma::{OwnedServerName, OwnedUserId, UserId};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::fetch_keys::{self, Usage, read_device, read_device_id, read_signing_key};
+use super::fetch_keys::{self, read_device, read_device_id, read_signing_key};
 use crate::{
     encryption::{
+        cross_signing::Usage,
         device_lists,
         elsewhere::{self, AskedAt, Change, OtherList, Outcome, Place, Witness},
     },

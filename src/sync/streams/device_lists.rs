@@ -31,7 +31,15 @@ impl DeviceLists {
 /// nobody, because it asks for all lists that it needs.
 pub(crate) fn collect(window: &Window<'_>, changes: &Changes) -> Result<DeviceLists, Fault> {
     let mut lists = DeviceLists::default();
-    if window.since.is_none() || (!changes.device_lists && changes.shares.is_empty()) {
+    if window.since.is_none() {
+        return Ok(lists);
+    }
+    if changes.own_keys {
+        let (user, after) = (window.ask.caller.user, window.from);
+        let signed = encryption::cross_signing::list_signed(window.read, user, after, window.upto)?;
+        lists.changed.extend(signed);
+    }
+    if !changes.device_lists && changes.shares.is_empty() {
         return Ok(lists);
     }
     let own = window.ask.caller.user_id.as_str();

@@ -17,6 +17,7 @@ use super::*;
 use crate::{
     api::extract::Peer,
     config::{Config, RegistrationMode},
+    encryption::signatures::testing::Pair,
     env::Env,
     ids::{EventNum, Order, Position, RoomNum, SideNum, UserNum},
     schema::{
@@ -135,10 +136,7 @@ async fn a_house() -> Fixture {
             "POST",
             "keys/upload",
             json!({
-                "device_keys": {
-                    "user_id": "@alice:check.example", "device_id": device, "algorithms": [], "keys": {},
-                    "signatures": {},
-                },
+                "device_keys": Pair::new(1).device_keys("@alice:check.example", &device),
                 "one_time_keys": { "curve25519:A": "a", "curve25519:B": "b", "curve25519:C": "c" },
                 "fallback_keys": { "curve25519:F": { "key": "f", "fallback": true } },
             }),
@@ -158,6 +156,7 @@ async fn a_house() -> Fixture {
     });
     let path = "/_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device";
     fixture.ask("PUT", path, &fixture.token, dehydrated).await;
+    sign_keys(&fixture, &device, &bob).await;
     let to_alice = json!({ "messages": { "@alice:check.example": { "*": { "n": 1 } } } });
     fixture.own("PUT", "sendToDevice/m.test/1", to_alice.clone()).await;
     fixture.own("PUT", "sendToDevice/m.room_key_request/2", to_alice).await;
@@ -225,6 +224,37 @@ async fn a_house() -> Fixture {
     }
     add_what_only_other_servers_make(&fixture);
     fixture
+}
+
+/// Has Alice sign with keys of her own: her device, her master key, and that of Bob.
+async fn sign_keys(fixture: &Fixture, device: &str, bob: &str) {
+    let (alice, [master, self_signing, user_signing]) = ("@alice:check.example", [2, 3, 4].map(Pair::new));
+    let by_device = |key: Value| {
+        let mut key = key;
+        Pair::new(1).sign(alice, device, &mut key);
+        key
+    };
+    let by_master = |mut key: Value| {
+        master.sign(alice, &master.public(), &mut key);
+        key
+    };
+    let keys = json!({
+        "master_key": by_device(master.signing_key(alice, "master")),
+        "self_signing_key": by_master(self_signing.signing_key(alice, "self_signing")),
+        "user_signing_key": by_master(user_signing.signing_key(alice, "user_signing")),
+    });
+    fixture.own("POST", "keys/device_signing/upload", keys).await;
+    let bobs = Pair::new(5).signing_key("@bob:check.example", "master");
+    let path = "/_matrix/client/v3/keys/device_signing/upload";
+    fixture.ask("POST", path, bob, json!({ "master_key": bobs })).await;
+    let mut device_keys = Pair::new(1).device_keys(alice, device);
+    self_signing.sign(alice, &self_signing.public(), &mut device_keys);
+    let mut bobs = bobs;
+    user_signing.sign(alice, &user_signing.public(), &mut bobs);
+    let signed =
+        json!({ alice: { device: device_keys }, "@bob:check.example": { Pair::new(5).public(): bobs } });
+    let answer = fixture.own("POST", "keys/signatures/upload", signed).await;
+    assert_eq!(answer, json!({ "failures": {} }));
 }
 
 /// Writes an event put aside, two side states, a hole and a step that is not finished: rows that come with federation.
@@ -385,6 +415,7 @@ const MAY_BE_LOST: &[&str] = &[
     "DEVICES_BEHIND",
     "DEVICE_KEYS",
     "DEVICE_SEEN",
+    "DEVICE_SIGNED",
     "DEVICE_STEP",
     "FILTERS",
     "HEAD",
@@ -397,6 +428,7 @@ const MAY_BE_LOST: &[&str] = &[
     "LEFT_OUT",
     "LOG",
     "LOG_TIME",
+    "MASTER_SIGNED",
     "OPENID_TOKENS",
     "OUTBOX",
     "PASSWORDS",

@@ -6,7 +6,7 @@ use crate::{
     schema::{
         accounts::{RegistrationTokenRow, WrittenRow},
         backup::{BackedUpKey, BackupShare},
-        encryption::{FallbackRow, OtherCount, OtherDeviceRow, OtherListRow},
+        encryption::{FallbackRow, OtherCount, OtherDeviceRow, OtherListRow, SignatureRow},
         receipts::{ReceiptKey, ReceiptKind},
         relations::{RelatedRow, RelationRow},
         remote::OutsideRow,
@@ -284,6 +284,12 @@ impl Wrong<'_> {
         });
         let (_, (user, device, algorithm, position, id), key) =
             rows(self.fixture, &schema::ONE_TIME_KEYS).next().unwrap();
+        self.change(&schema::CROSS_SIGNING_KEYS, "it is no key with which one can sign", |_, _| {
+            Some(Bytes::from_static(b"{}"))
+        });
+        self.change(&schema::DEVICE_SIGNED, "its user has another self-signing key", |_, Json(row)| {
+            Some(Json(SignatureRow { key_id: "ed25519:other".to_owned(), ..row }))
+        });
         let given = (user, device, algorithm.as_str(), position, id.as_str());
         self.add(&schema::GIVEN_KEYS, "it is still to be given", given, &key);
         self.say_of_backups();
