@@ -10,9 +10,9 @@ use serde::{Deserialize, Serialize};
 pub use bounds::ROOM_VERSIONS;
 pub use load::{ENVIRONMENT_PREFIX, Problem, list_unknown_variables};
 pub use sections::{
-    Bucket, Durability, Federation, Limits, Listener, Log, LogFormat, Metrics, Outbound, Passwords, Presence,
-    Registration, RegistrationMode, Rendezvous, RendezvousMode, Retention, Rooms, Search, Server, Storage,
-    Tls,
+    Bucket, Durability, EncryptNew, Federation, Limits, Listener, Log, LogFormat, Metrics, Outbound,
+    Passwords, Presence, Registration, RegistrationMode, Rendezvous, RendezvousMode, Retention, Rooms,
+    Search, Server, Storage, Tls,
 };
 pub use size::Size;
 

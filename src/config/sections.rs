@@ -103,12 +103,27 @@ pub struct Passwords {
 pub struct Rooms {
     /// The version of a room whose maker asks for none.
     pub default_version: RoomVersionId,
+    /// The new rooms that are end-to-end encrypted though their maker does not say so.
+    pub encrypt_new: EncryptNew,
     /// The number of days in which moderators may see redacted content; then it is deleted. With 0 it is deleted at once.
     pub redacted_events_kept_days: u32,
     /// The number of events that a user may have scheduled at a time (MSC4140). With 0 nobody may schedule any.
     pub delayed_events_max: u32,
     /// The number of days by which an event may be delayed at most.
     pub delay_max_days: u32,
+}
+
+/// Says which new rooms are encrypted by themselves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EncryptNew {
+    /// None: clients decide.
+    #[default]
+    Off,
+    /// Rooms into which one is invited: the presets for private chats.
+    Invite,
+    /// Every room.
+    All,
 }
 
 impl Rooms {
@@ -362,6 +377,7 @@ impl Default for Rooms {
     fn default() -> Self {
         Self {
             default_version: RoomVersionId::V12,
+            encrypt_new: EncryptNew::Off,
             redacted_events_kept_days: 7,
             delayed_events_max: 100,
             delay_max_days: 31,

@@ -17,6 +17,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::{
+    config::{self, EncryptNew},
     env::Env,
     error::{Error, Refusal, Result},
     rooms::{
@@ -24,7 +25,9 @@ use crate::{
         build::{self, Draft, Setting, Signer},
         membership,
         policy::{self, Author},
-        reference, versions,
+        reference,
+        spaces::SPACE,
+        versions,
     },
     schema::event_types::{
         AVATAR, CANONICAL_ALIAS, CREATE, ENCRYPTION, GUEST_ACCESS, HISTORY_VISIBILITY, JOIN_RULES, MEMBER,
@@ -35,6 +38,8 @@ use crate::{
 
 /// A request sets at most this many events of `initial_state`; a client that sets up a room needs some dozens.
 const INITIAL_STATE_MAX: usize = 1_000;
+/// The algorithm of rooms that the server has encrypted.
+const ALGORITHM: &str = "m.megolm.v1.aes-sha2";
 /// The key in a create event's content that makes it different from all others.
 const NONCE: &str = "org.aqueduct.nonce";
 
@@ -65,6 +70,8 @@ pub struct Plan {
     invite: Vec<OwnedUserId>,
     is_direct: bool,
     is_published: bool,
+    /// The server has the room encrypted, unless the request says how it is to be.
+    encrypts: bool,
     sent_ms: u64,
 }
 
@@ -74,11 +81,11 @@ impl Plan {
     pub fn of(
         env: &Env,
         server: &ServerName,
-        default_version: &RoomVersionId,
+        settings: &config::Rooms,
         creator: Author,
         request: Request,
     ) -> Result<Self> {
-        let wanted = request.room_version.as_ref().unwrap_or(default_version).clone();
+        let wanted = request.room_version.as_ref().unwrap_or(&settings.default_version).clone();
         let (version, rules) = spoken(&wanted)?;
         if !request.invite_3pid.is_empty() {
             let message = "This server cannot invite by e-mail address or telephone number.";
@@ -104,10 +111,19 @@ impl Plan {
             invite,
             is_direct: request.is_direct,
             is_published: is_published(&request.visibility)?,
+            encrypts: false,
             sent_ms: env.event_ms(),
         };
         let creation = request.creation_content.map(|content| object(content.json().get())).transpose()?;
         plan.create = plan.create_content(env, creation.unwrap_or_default(), &wanted)?;
+        // A space has no messages, and clients that do not encrypt could not add rooms to it.
+        let is_space = plan.create.get("type").and_then(CanonicalJsonValue::as_str) == Some(SPACE);
+        plan.encrypts = !is_space
+            && match settings.encrypt_new {
+                EncryptNew::Off => false,
+                EncryptNew::Invite => plan.preset != RoomPreset::PublicChat,
+                EncryptNew::All => true,
+            };
         let levels =
             request.power_level_content_override.map(|content| object(content.json().get())).transpose()?;
         plan.power_levels = plan.power_levels_content(levels.unwrap_or_default())?;
@@ -297,7 +313,7 @@ impl Plan {
         invited.map(|user| Ok((user.clone(), self.invitation(read, user)?))).collect()
     }
 
-    /// Drafts the state that the preset asks for, except for keys that the client sets itself.
+    /// Drafts the state that the preset and the settings of the server ask for, except for keys that the client sets itself.
     fn list_preset(&self) -> Result<Vec<Draft>> {
         let is_public = self.preset == RoomPreset::PublicChat;
         let join_rule = if is_public { "public" } else { "invite" };
@@ -308,6 +324,9 @@ impl Plan {
         // A room that says nothing of guests is closed to them, as the preset of public rooms wants it.
         if !is_public {
             contents.push((GUEST_ACCESS, json!({ "guest_access": "can_join" })));
+        }
+        if self.encrypts {
+            contents.push((ENCRYPTION, json!({ "algorithm": ALGORITHM })));
         }
         let mut drafts = Vec::new();
         for (event_type, content) in contents {

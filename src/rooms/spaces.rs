@@ -25,6 +25,8 @@ use crate::{
     store::{Fault, Read},
 };
 
+/// The type of a room that is a space.
+pub const SPACE: &str = "m.space";
 /// One answer looks at no more than this many children that spaces name or have named.
 pub const CHILDREN_LOOKED_AT: usize = 10_000;
 /// The events of a space's children have at most this many bytes together.
@@ -100,7 +102,7 @@ pub fn is_space(read: &(impl Read + ?Sized), room: RoomNum) -> Result<bool, Faul
         room_type: Option<String>,
     }
     let create = find_content::<Create>(read, room, CREATE)?;
-    Ok(create.and_then(|create| create.room_type).as_deref() == Some("m.space"))
+    Ok(create.and_then(|create| create.room_type).as_deref() == Some(SPACE))
 }
 
 /// Lists the children that a space names, in the order in which clients show them; only those that it suggests, if that is

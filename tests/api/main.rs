@@ -22,6 +22,7 @@ mod device_lists;
 mod device_ends;
 mod devices;
 mod discovery;
+mod encrypted_rooms;
 mod ephemeral;
 mod erasure;
 mod federated;

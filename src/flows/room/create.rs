@@ -45,9 +45,9 @@ pub(crate) async fn create(app: &App, caller: &Caller, request: Request) -> Resu
     let num = app.rooms.next_num(&app.store.view())?;
     let (owned, author) = (app.clone(), Author::from(caller));
     let plan = move || {
-        let (server, version) = (owned.rooms.signer().server(), &owned.config.rooms.default_version);
+        let (server, settings) = (owned.rooms.signer().server(), &owned.config.rooms);
         let source = Source::User(author.user);
-        let plan = Plan::of(&owned.env, server, version, author, request)?;
+        let plan = Plan::of(&owned.env, server, settings, author, request)?;
         owned.limits.take_more(Limit::Membership, source, plan.count_memberships())?;
         owned.limits.take_more(Limit::Send, source, plan.count_initial_state())?;
         plan.require_reachable(&*owned.store.snapshot(), server)?;
