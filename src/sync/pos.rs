@@ -1,8 +1,9 @@
 //! The position of sliding sync: where a client stands in a connection.
 //!
-//! It reads `{token of /sync}~{connection}.{step}.{counts}.{lists}.{data}`. The token says how far the log is told, so that
-//! `/messages` takes a position as it takes a token. The connection and its step name what the client was told of each room
-//! (`sync/connections.rs`). What follows says what the client was told beside rooms.
+//! It reads `{token of /sync}~{connection}.{step}.{counts}.{lists}.{data}.{subscriptions}.{sticky}`. The token says how far the log
+//! is told, so that `/messages` takes a position as it takes a token. The connection and its step name what the client was told of
+//! each room (`sync/connections.rs`). What follows says what the client was told beside rooms; positions from before there were
+//! subscriptions and sticky events end before these.
 
 use std::fmt;
 
@@ -29,6 +30,11 @@ pub struct Pos {
     pub lists: Option<Position>,
     /// Account data that belongs to no room is told up to here. None if the client never asked for it.
     pub data: Option<Position>,
+    /// Changes of subscriptions to threads are told up to here. None if the client never asked for them.
+    pub subscriptions: Option<Position>,
+    /// A client that has received all sticky events up to here by its own token has received those up to the position, too. None if
+    /// some were left, or the client did not ask for them.
+    pub sticky: Option<Position>,
 }
 
 impl Pos {
@@ -43,13 +49,18 @@ impl Pos {
         let mut number = |radix| digits(parts.next()?, radix);
         let (connection, step) = (number(16)?, number(16)?);
         let counts = u32::try_from(number(16)?).ok()?;
-        let mut position = || match parts.next()? {
+        let position = |part| match part {
             "" => Some(Some(token.position)),
             "-" => Some(None),
             text => Some(Some(Position::new(digits(text, 10)?)?)),
         };
-        let (lists, data) = (position()?, position()?);
-        parts.next().is_none().then_some(Self { token, connection, step, counts, lists, data })
+        let (lists, data) = (position(parts.next()?)?, position(parts.next()?)?);
+        let (subscriptions, sticky) = match parts.next() {
+            None => (None, None),
+            Some(part) => (position(part)?, position(parts.next()?)?),
+        };
+        let pos = Self { token, connection, step, counts, lists, data, subscriptions, sticky };
+        parts.next().is_none().then_some(pos)
     }
 
     /// The order from which `/messages` goes on, if the text is a position of sliding sync.
@@ -65,9 +76,9 @@ fn digits(text: &str, radix: u32) -> Option<u64> {
 
 impl fmt::Display for Pos {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { token, connection, step, counts, lists, data } = self;
+        let Self { token, connection, step, counts, lists, data, subscriptions, sticky } = self;
         write!(f, "{token}~{connection:x}.{step:x}.{counts:x}")?;
-        for position in [lists, data] {
+        for position in [lists, data, subscriptions, sticky] {
             match position {
                 Some(position) if *position == token.position => f.write_str(".")?,
                 Some(position) => write!(f, ".{position}")?,
@@ -97,12 +108,22 @@ mod tests {
         }
     }
 
+    fn nothing_told() -> Pos {
+        let (lists, data, subscriptions, sticky) = (None, None, None, None);
+        Pos { token: token(0), connection: 0, step: 0, counts: 0, lists, data, subscriptions, sticky }
+    }
+
     #[test]
     fn what_is_no_position_is_not_read() {
-        let whole = Pos { token: token(9), connection: 1, step: 2, counts: 3, lists: None, data: None };
+        let whole = Pos { token: token(9), connection: 1, step: 2, counts: 3, ..nothing_told() };
         let whole = whole.to_string();
         assert!(Pos::read(&whole).is_some());
+        let before = Pos::read("s1_2_3~1.2.3.-.").map(|pos| (pos.data, pos.subscriptions, pos.sticky));
+        assert_eq!(before, Some((Position::new(1), None, None)), "positions once ended here");
         for text in ["", "~", "s1_2_3", "s1_2_3~", "s1_2_3~1.2.3", "s1_2_3~1.2.3.-", "s1_2_3~1.2.3.-.-.-"] {
+            assert!(Pos::read(text).is_none(), "{text}");
+        }
+        for text in ["s1_2_3~1.2.3.-.-.-.-.-", "s1_2_3~1.2.3.-.-.-.x", "s1_2_3~1.2.3.-.-.-.+1"] {
             assert!(Pos::read(text).is_none(), "{text}");
         }
         for text in ["s1_2_3~+1.2.3.-.-", "s1_2_3~1.2.100000000.-.-", "x~1.2.3.-.-", "s1_2_3~1.2.3.x.-"] {
@@ -120,9 +141,14 @@ mod tests {
             counts: u32,
             lists in prop::option::of(0_u64..1 << 53),
             data in prop::option::of(0_u64..1 << 53),
+            subscriptions in prop::option::of(0_u64..1 << 53),
+            sticky in prop::option::of(0_u64..1 << 53),
         ) {
             let at = |number: Option<u64>| number.and_then(Position::new);
-            let pos = Pos { token: token(position), connection, step, counts, lists: at(lists), data: at(data) };
+            let (lists, data) = (at(lists), at(data));
+            let (subscriptions, sticky) = (at(subscriptions), at(sticky));
+            let token = token(position);
+            let pos = Pos { token, connection, step, counts, lists, data, subscriptions, sticky };
             prop_assert_eq!(Pos::read(&pos.to_string()), Some(pos));
             prop_assert_eq!(Pos::order(&pos.to_string()), Some(pos.token.order()));
         }

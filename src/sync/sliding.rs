@@ -8,3 +8,4 @@ mod extensions;
 pub(crate) mod facts;
 mod lists;
 pub(crate) mod look;
+mod sticky;

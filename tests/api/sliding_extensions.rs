@@ -7,8 +7,10 @@ use serde_json::{Value, json};
 
 use crate::{
     sliding_sync::Slide,
+    sticky_events::{MINUTE_MS, stick},
     support::{TestClient, TestServer, encoded},
     sync::{act, create_room, env, must, room_of_two, say},
+    thread_subscriptions::{CHANGES, path as thread, subscribe, threads},
 };
 
 fn with(name: &str, extension: Value) -> Value {
@@ -204,4 +206,201 @@ async fn extensions_of_unknown_names_are_passed_over() {
     let answer = Slide::of(&alice, body).next().await;
     assert!(answer["rooms"][&room].is_object());
     assert_eq!(answer["extensions"], json!({}));
+}
+
+const STICKY: &str = "org.matrix.msc4354.sticky_events";
+const THREADS: &str = "io.element.msc4308.thread_subscriptions";
+
+/// The names of the sticky events that an answer tells of a room beside its timeline.
+fn stuck(answer: &Value, room: &str) -> Vec<String> {
+    let events =
+        answer["extensions"][STICKY]["rooms"][room]["events"].as_array().cloned().unwrap_or_default();
+    events.iter().map(|event| event["content"]["body"].as_str().unwrap().to_owned()).collect()
+}
+
+/// Confirms the sticky events of an answer, if it says how.
+fn confirm(slide: &mut Slide, answer: &Value) {
+    if let Some(next) = answer["extensions"][STICKY].get("next_batch") {
+        slide.body["extensions"][STICKY]["since"] = next.clone();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn sticky_events_are_told_of_every_room_that_a_list_matches_until_they_are_confirmed() {
+    let server = TestServer::new();
+    let (alice, bob, room) = room_of_two(&server).await;
+    let other = create_room(&bob, json!({ "preset": "public_chat" })).await;
+    let mut body = with(STICKY, json!({ "enabled": true }));
+    body["lists"]["all"]["ranges"] = json!([[0, 0]]);
+    let mut slide = Slide::of(&bob, body);
+    let empty = slide.next().await;
+    assert!(empty["extensions"].get(STICKY).is_none(), "there is nothing to confirm: {empty}");
+    let one = stick(&alice, &room, "one", 10 * MINUTE_MS).await;
+    say(&alice, &room, "not sticky").await;
+    say(&bob, &other, "in range").await;
+    let first = slide.next_within(30_000).await;
+    assert!(first["rooms"].get(&room).is_none(), "{first:#}");
+    assert_eq!(stuck(&first, &room), ["one"]);
+    let event = &first["extensions"][STICKY]["rooms"][&room]["events"][0];
+    assert_eq!(
+        (&event["event_id"], &event["msc4354_sticky"]),
+        (&one.into(), &json!({ "duration_ms": 600_000 }))
+    );
+    assert!(event["unsigned"]["msc4354_sticky_duration_ttl_ms"].as_u64().is_some_and(|left| left <= 600_000));
+    assert_eq!(stuck(&slide.next().await, &room), ["one"], "it was not confirmed");
+    confirm(&mut slide, &first);
+    let idle = slide.next().await;
+    assert!(idle["extensions"].get(STICKY).is_none(), "{idle}");
+    // The timeline tells the next one, so that nothing else does, not even later.
+    stick(&alice, &room, "two", MINUTE_MS).await;
+    let shown = slide.next().await;
+    assert_eq!(
+        (shown["rooms"][&room]["timeline"][0]["content"]["body"].as_str(), stuck(&shown, &room)),
+        (Some("two"), vec![])
+    );
+    confirm(&mut slide, &shown);
+    assert_eq!(stuck(&slide.next().await, &room), Vec::<String>::new());
+    // The token is not one of the connection: another goes on with it.
+    stick(&alice, &room, "three", MINUTE_MS).await;
+    let mut anew = Slide::of(&bob, slide.body.clone());
+    anew.body["lists"]["all"]["timeline_limit"] = json!(0);
+    assert_eq!(stuck(&anew.next().await, &room), ["three"]);
+    // Without a token everything that is sticky still is told, without the extension nothing.
+    env(&server).sleep(Duration::from_secs(61)).await;
+    anew.body["extensions"][STICKY] = json!({ "enabled": true });
+    assert_eq!(stuck(&anew.next().await, &room), ["one"]);
+    anew.body["extensions"][STICKY] = json!({ "enabled": false });
+    stick(&alice, &room, "while it is off", 10 * MINUTE_MS).await;
+    assert!(anew.next().await["extensions"].get(STICKY).is_none());
+    anew.body["extensions"][STICKY] = slide.body["extensions"][STICKY].clone();
+    assert_eq!(stuck(&anew.next().await, &room), ["while it is off"], "the third one has expired");
+    let (status, json) =
+        Slide::of(&bob, with(STICKY, json!({ "enabled": true, "since": "x" }))).try_within(0).await;
+    assert_eq!((status, json["errcode"].as_str()), (StatusCode::BAD_REQUEST, Some("M_INVALID_PARAM")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_joins_is_told_what_is_sticky_and_many_are_told_in_pieces_that_are_confirmed() {
+    let server = TestServer::new();
+    let (alice, bob, room) = room_of_two(&server).await;
+    let carol = server.register("carol").await;
+    let own = create_room(&carol, json!({ "preset": "public_chat" })).await;
+    for number in 0..3 {
+        stick(&alice, &room, &format!("before {number}"), 60 * MINUTE_MS).await;
+    }
+    stick(&carol, &own, "own", 60 * MINUTE_MS).await;
+    let mut slide = Slide::of(&carol, with(STICKY, json!({ "enabled": true, "limit": 2 })));
+    slide.body["lists"]["all"]["timeline_limit"] = json!(0);
+    let first = slide.next().await;
+    assert_eq!((stuck(&first, &own), stuck(&first, &room)), (vec!["own".to_owned()], vec![]));
+    confirm(&mut slide, &first);
+    must(&carol, &room, "join", json!({})).await;
+    stick(&bob, &room, "after", 60 * MINUTE_MS).await;
+    stick(&carol, &own, "own again", 60 * MINUTE_MS).await;
+    let mut told = Vec::new();
+    for round in 0..3 {
+        let answer = slide.next_within(30_000).await;
+        assert_eq!(stuck(&slide.clone().next().await, &room), stuck(&answer, &room), "until it is confirmed");
+        told.push((stuck(&answer, &room), stuck(&answer, &own)));
+        confirm(&mut slide, &answer);
+        assert!(
+            round == 2
+                || slide.body["extensions"][STICKY]["since"].as_str().unwrap().contains("_k") == (round == 0)
+        );
+    }
+    let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    let expected = [
+        (names(&["before 0", "before 1"]), vec![]),
+        (names(&["before 2", "after"]), vec![]),
+        (vec![], names(&["own again"])),
+    ];
+    assert_eq!(told, expected);
+    assert!(slide.next().await["extensions"].get(STICKY).is_none());
+    // A room that no list matches is not told, and one that is subscribed to is.
+    slide.body["lists"]["all"]["filters"] = json!({ "is_dm": true });
+    stick(&alice, &room, "unwanted", 60 * MINUTE_MS).await;
+    assert_eq!(stuck(&slide.next().await, &room), Vec::<String>::new());
+    slide.body["room_subscriptions"] = json!({ &room: { "timeline_limit": 0, "required_state": [] } });
+    stick(&alice, &room, "wanted", 60 * MINUTE_MS).await;
+    assert_eq!(stuck(&slide.next().await, &room), ["unwanted", "wanted"]);
+    // Who is ignored, what is redacted, and rooms that the user left are not told.
+    let redacted = stick(&alice, &room, "redacted", 60 * MINUTE_MS).await;
+    alice.ok_put(&format!("/rooms/{room}/redact/{}/1", encoded(&redacted)), json!({})).await;
+    let ignored = json!({ "ignored_users": { &bob.user_id: {} } });
+    carol.ok_put(&format!("/user/{}/account_data/m.ignored_user_list", carol.user_id), ignored).await;
+    slide.body["extensions"][STICKY] = json!({ "enabled": true });
+    let answer = slide.next().await;
+    assert_eq!(stuck(&answer, &room), ["before 0", "before 1", "before 2", "unwanted", "wanted"]);
+    must(&carol, &room, "leave", json!({})).await;
+    stick(&alice, &room, "behind her", 60 * MINUTE_MS).await;
+    assert_eq!(stuck(&slide.next().await, &room), Vec::<String>::new());
+    server.assert_whole();
+}
+
+#[tokio::test(start_paused = true)]
+async fn changes_of_thread_subscriptions_are_told_with_a_token_that_leads_to_the_others() {
+    let server = TestServer::new();
+    let (alice, _, room) = room_of_two(&server).await;
+    let mut roots = Vec::new();
+    for number in 0..5 {
+        let root = say(&alice, &room, &number.to_string()).await;
+        subscribe(&alice, &thread(&room, &root)).await;
+        roots.push(root);
+    }
+    let part = |answer: &Value, part: &str| -> Vec<String> {
+        let told = threads(&answer["extensions"][THREADS], part, &room);
+        told.into_iter().map(|(root, _)| root).collect()
+    };
+    let mut slide = Slide::of(&alice, json!({ "extensions": { THREADS: { "enabled": true, "limit": 2 } } }));
+    let first = slide.next().await;
+    assert_eq!(part(&first, "subscribed"), roots[3..]);
+    let newest = &first["extensions"][THREADS]["subscribed"][&room][&roots[4]];
+    assert_eq!(newest["automatic"], false);
+    // The token leads to the others, however many there are.
+    let from = first["extensions"][THREADS]["prev_batch"].as_str().unwrap();
+    let page = alice.ok_get(&format!("{CHANGES}?dir=b&from={from}")).await;
+    let others: Vec<_> = threads(&page, "subscribed", &room).into_iter().map(|(root, _)| root).collect();
+    assert_eq!((others, page.get("end")), (roots[..3].to_vec(), None));
+    assert!(slide.next().await["extensions"].get(THREADS).is_none());
+    // A change is told to a poll that waits, and once, as it is at last.
+    let (woken, ()) = tokio::join!(slide.next_within(30_000), async {
+        env(&server).sleep(Duration::from_secs(1)).await;
+        alice.ok_delete(&thread(&room, &roots[0]), json!({})).await;
+    });
+    assert_eq!((part(&woken, "unsubscribed"), part(&woken, "subscribed")), (vec![roots[0].clone()], vec![]));
+    assert!(woken["extensions"][THREADS].get("prev_batch").is_none(), "{woken}");
+    assert!(
+        woken["extensions"][THREADS]["unsubscribed"][&room][&roots[0]]["bump_stamp"].as_u64()
+            > newest["bump_stamp"].as_u64()
+    );
+    // What changed while the extension was off is told when it is on again, and the token leads back to where it was told last.
+    slide.body["extensions"][THREADS]["enabled"] = json!(false);
+    for root in &roots[1..4] {
+        alice.ok_delete(&thread(&room, root), json!({})).await;
+        assert!(slide.next().await["extensions"].get(THREADS).is_none());
+    }
+    subscribe(&alice, &thread(&room, &roots[3])).await;
+    slide.next().await;
+    slide.body["extensions"][THREADS]["enabled"] = json!(true);
+    let before = slide.pos.clone().unwrap();
+    let again = slide.next().await;
+    assert_eq!(
+        (part(&again, "unsubscribed"), part(&again, "subscribed")),
+        (vec![roots[2].clone()], vec![roots[3].clone()])
+    );
+    let from = again["extensions"][THREADS]["prev_batch"].as_str().unwrap();
+    let page = alice.ok_get(&format!("{CHANGES}?dir=b&from={from}&to={}", encoded(&before))).await;
+    let others: Vec<_> = threads(&page, "unsubscribed", &room).into_iter().map(|(root, _)| root).collect();
+    assert_eq!((others, page.get("subscribed")), (vec![roots[1].clone()], None));
+    // A client that never asked for them is told all, and so the position that it has leads back to the beginning.
+    let mut late = Slide::list(&alice, 0, 9);
+    late.next().await;
+    let before = late.pos.clone().unwrap();
+    late.body["extensions"] = json!({ THREADS: { "enabled": true, "limit": 1 } });
+    let told = late.next().await;
+    assert_eq!(part(&told, "subscribed"), [roots[3].clone()]);
+    let from = told["extensions"][THREADS]["prev_batch"].as_str().unwrap();
+    let page = alice.ok_get(&format!("{CHANGES}?dir=b&from={from}&to={}", encoded(&before))).await;
+    let count = |part: &str| threads(&page, part, &room).len();
+    assert_eq!((count("subscribed"), count("unsubscribed")), (1, 3));
 }

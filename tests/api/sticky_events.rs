@@ -14,10 +14,10 @@ use crate::{
     sync::{Chain, env, events, must, room_of_two, say, set_state},
 };
 
-const MINUTE_MS: u64 = 60_000;
+pub(crate) const MINUTE_MS: u64 = 60_000;
 
 /// Sends an event that is sticky for some time.
-async fn stick(client: &TestClient, room: &str, name: &str, for_ms: u64) -> String {
+pub(crate) async fn stick(client: &TestClient, room: &str, name: &str, for_ms: u64) -> String {
     let path =
         format!("/rooms/{room}/send/m.test/{}?org.matrix.msc4354.sticky_duration_ms={for_ms}", encoded(name));
     client.ok_put(&path, json!({ "body": name })).await["event_id"].as_str().unwrap().to_owned()

@@ -9,20 +9,20 @@ use crate::{
     sync::{Chain, must, room_of_two, say, send},
 };
 
-const CHANGES: &str = "/_matrix/client/unstable/io.element.msc4308/thread_subscriptions";
+pub(crate) const CHANGES: &str = "/_matrix/client/unstable/io.element.msc4308/thread_subscriptions";
 
-fn path(room: &str, root: &str) -> String {
+pub(crate) fn path(room: &str, root: &str) -> String {
     let (room, root) = (encoded(room), encoded(root));
     format!("/_matrix/client/unstable/io.element.msc4306/rooms/{room}/thread/{root}/subscription")
 }
 
 /// Says something in a thread.
-async fn reply(client: &TestClient, room: &str, root: &str, text: &str) -> String {
+pub(crate) async fn reply(client: &TestClient, room: &str, root: &str, text: &str) -> String {
     let relation = json!({ "rel_type": "m.thread", "event_id": root });
     send(client, room, text, json!({ "msgtype": "m.text", "body": text, "m.relates_to": relation })).await
 }
 
-async fn subscribe(client: &TestClient, thread: &str) {
+pub(crate) async fn subscribe(client: &TestClient, thread: &str) {
     client.ok_put(thread, json!({})).await;
 }
 
@@ -106,7 +106,7 @@ async fn threads_that_are_not_there_or_not_seen_are_alike() {
 }
 
 /// The threads of a part of a page, each with its stamp.
-fn threads(page: &Value, part: &str, room: &str) -> Vec<(String, u64)> {
+pub(crate) fn threads(page: &Value, part: &str, room: &str) -> Vec<(String, u64)> {
     let threads = page[part][room].as_object().cloned().unwrap_or_default();
     let stamp = |change: &Value| change["bump_stamp"].as_u64().unwrap();
     let mut all: Vec<_> = threads.iter().map(|(root, change)| (root.clone(), stamp(change))).collect();

@@ -149,9 +149,10 @@ impl Sliding {
         let pos = raw.query("pos").or_else(|| body.pos.clone());
         let pos = pos.map(|text| settled(app, &text)).transpose()?;
         let mut ask = SlidingAsk::new(caller.clone(), pos, body, subscriptions_max)?;
-        let inbox = &ask.extensions.to_device;
-        let since = inbox.since.as_deref().filter(|_| inbox.is_on());
-        ask.inbox = since.map(|since| app.polls.settle(SyncToken::parse(since)?)).transpose()?;
+        let settled =
+            |since: Option<&str>| since.map(|since| app.polls.settle(SyncToken::parse(since)?)).transpose();
+        ask.inbox = settled(ask.extensions.to_device.confirmed())?;
+        ask.sticky = settled(ask.extensions.sticky.confirmed())?;
         Ok(Self { ask, timeout: Duration::from_millis(timeout_ms.unwrap_or(0)), presence })
     }
 

@@ -9,6 +9,7 @@ use crate::{
     ids::Position,
     json::{JsonRef, JsonText, List, Object},
     rooms::{
+        event::StoredEvent,
         receipts,
         show::{self, Extras},
     },
@@ -26,11 +27,15 @@ use crate::{
             sliding::{Hero, RoomNews},
         },
         shape::v3,
-        streams::{account_data::Data, device_lists::DeviceLists},
+        streams::{account_data::Data, device_lists::DeviceLists, subscriptions::Subscriptions},
         window::{RoomWindow, Window},
     },
 };
 
+/// The name of the extension that tells sticky events, until the proposal is settled.
+const STICKY_EVENTS: &str = "org.matrix.msc4354.sticky_events";
+/// The name of the extension that tells changes of subscriptions to threads, until the proposal is settled.
+const THREAD_SUBSCRIPTIONS: &str = "io.element.msc4308.thread_subscriptions";
 /// About how many bytes an answer takes beside its rooms.
 const SMALL_BYTES: usize = 4 << 10;
 
@@ -45,6 +50,9 @@ pub(crate) struct Answer<'a, 'w> {
     room_data: Object,
     receipts: Object,
     typing: Object,
+    sticky: Object,
+    sticky_next: Option<String>,
+    subscriptions: Option<JsonText>,
 }
 
 /// The head of a room, which is told whatever the user is to it.
@@ -72,6 +80,9 @@ impl<'a, 'w> Answer<'a, 'w> {
             room_data: Object::new(),
             receipts: Object::new(),
             typing: Object::new(),
+            sticky: Object::new(),
+            sticky_next: None,
+            subscriptions: None,
         }
     }
 
@@ -203,6 +214,25 @@ impl<'a, 'w> Answer<'a, 'w> {
         });
     }
 
+    /// Adds the sticky events of a room that its timeline does not show.
+    pub(crate) fn sticky(&mut self, room: &RoomWindow<'_, '_>, events: &[StoredEvent]) -> Result<(), Fault> {
+        self.sticky.object(room.row.id.as_str(), |json| {
+            json.list_with("events", |list| v3::write_sticky(list, room, events))
+        })
+    }
+
+    /// Sets the token by which the client confirms the sticky events of this answer.
+    pub(crate) fn sticky_next(&mut self, next_batch: String) {
+        self.sticky_next = Some(next_batch);
+    }
+
+    /// Sets the changes of subscriptions to threads, if there are any.
+    pub(crate) fn subscriptions(&mut self, told: &Subscriptions) {
+        if !told.is_empty() {
+            self.subscriptions = Some(told.json("prev_batch"));
+        }
+    }
+
     /// Finishes the answer with the position that goes on from here. It repeats the word that the client gave its request.
     pub(crate) fn finish(self, pos: &Pos, txn_id: Option<&str>) -> Bytes {
         let mut answer = Object::with_capacity(self.rooms.byte_count() + SMALL_BYTES);
@@ -228,6 +258,15 @@ impl<'a, 'w> Answer<'a, 'w> {
                 if !rooms.is_empty() {
                     json.object(name, |part| part.json("rooms", &rooms.finish()));
                 }
+            }
+            if let Some(next_batch) = &self.sticky_next {
+                json.object(STICKY_EVENTS, |part| {
+                    part.text("next_batch", next_batch);
+                    part.json("rooms", &self.sticky.finish());
+                });
+            }
+            if let Some(told) = &self.subscriptions {
+                json.json(THREAD_SUBSCRIPTIONS, told);
             }
         });
         debug_assert!(self.window.upto == pos.token.position, "the position is that of the answer");

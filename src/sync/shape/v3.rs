@@ -181,7 +181,11 @@ impl<'a, 'w> Answer<'a, 'w> {
 }
 
 /// Writes sticky events, each with what refers to it.
-fn write_sticky(list: &mut List<'_>, room: &RoomWindow<'_, '_>, events: &[StoredEvent]) -> Result<(), Fault> {
+pub(crate) fn write_sticky(
+    list: &mut List<'_>,
+    room: &RoomWindow<'_, '_>,
+    events: &[StoredEvent],
+) -> Result<(), Fault> {
     for stored in events {
         list.json(&show::show(room.view(), stored, &room.viewer(), None)?);
     }

@@ -117,7 +117,7 @@ pub struct Filters {
 pub struct Extensions {
     /// Messages to the device.
     #[serde(deserialize_with = "or_default")]
-    pub to_device: ToDevice,
+    pub to_device: Paged,
     /// Changes of device lists, and how many keys the device has left.
     #[serde(deserialize_with = "or_default")]
     pub e2ee: Extension,
@@ -130,6 +130,12 @@ pub struct Extensions {
     /// The users who type in rooms.
     #[serde(deserialize_with = "or_default")]
     pub typing: Extension,
+    /// Sticky events (MSC4354, MSC4480).
+    #[serde(rename = "org.matrix.msc4354.sticky_events", deserialize_with = "or_default")]
+    pub sticky: Paged,
+    /// Changes of the threads that the user subscribes to (MSC4308).
+    #[serde(rename = "io.element.msc4308.thread_subscriptions", deserialize_with = "or_default")]
+    pub subscriptions: Limited,
 }
 
 /// Reads `null` as if the field were not there.
@@ -166,18 +172,39 @@ impl Extension {
     }
 }
 
-/// The extension for messages to the device.
+/// An extension that is told in pieces, each of which the client confirms by a token.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
-pub struct ToDevice {
+pub struct Paged {
     enabled: Option<bool>,
-    /// The client has received all messages up to this token.
+    /// The client has received everything up to this token.
     pub since: Option<String>,
-    /// An answer has at most this many messages.
+    /// An answer tells at most this many of them.
     pub limit: Option<u64>,
 }
 
-impl ToDevice {
+impl Paged {
+    /// Whether the client wants it at all.
+    pub fn is_on(&self) -> bool {
+        self.enabled == Some(true)
+    }
+
+    /// The token by which the client confirms what it has received, if it wants the extension.
+    pub fn confirmed(&self) -> Option<&str> {
+        self.since.as_deref().filter(|_| self.is_on())
+    }
+}
+
+/// An extension of which an answer tells at most some number.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Limited {
+    enabled: Option<bool>,
+    /// An answer tells at most this many.
+    pub limit: Option<u64>,
+}
+
+impl Limited {
     /// Whether the client wants it at all.
     pub fn is_on(&self) -> bool {
         self.enabled == Some(true)
@@ -227,6 +254,8 @@ pub struct SlidingAsk {
     pub extensions: Extensions,
     /// Up to where the device has received its messages, as the client says it.
     pub inbox: Option<SyncToken>,
+    /// Up to where the client has received sticky events, as it says it.
+    pub sticky: Option<SyncToken>,
     conn_id: String,
     pub(crate) txn_id: Option<String>,
     pub(crate) lists: Vec<List>,
@@ -292,7 +321,8 @@ impl SlidingAsk {
         for (room_id, room) in room_subscriptions {
             subscriptions.insert(room_id, config(room)?);
         }
-        Ok(Self { caller, pos, extensions, inbox: None, conn_id, txn_id, lists: checked, subscriptions })
+        let (inbox, sticky) = (None, None);
+        Ok(Self { caller, pos, extensions, inbox, sticky, conn_id, txn_id, lists: checked, subscriptions })
     }
 }
 

@@ -1,7 +1,7 @@
 //! The extensions of sliding sync: all that is told beside the rooms themselves.
 //!
-//! A further extension has a field in `Extensions` (`sync/sliding/ask.rs`), is told here, by [`beside_rooms`] or by [`of_room`], and
-//! is written by a method of the answer (`sync/shape/sliding.rs`). What it must remember of a room is a flag of
+//! A further extension has a field in `Extensions` (`sync/sliding/ask.rs`), is told here, by [`beside_rooms`] or by [`of_room`], or in a
+//! file of its own as sticky events are, and is written by a method of the answer (`sync/shape/sliding.rs`). What it must remember of a room is a flag of
 //! [`RoomSent`], and what it must remember beside rooms a part of [`crate::sync::Pos`].
 
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
         sliding::ask::{Extensions, SlidingAsk},
         streams::{
             account_data::{self, AccountData},
-            receipts, to_device, typing,
+            receipts, subscriptions, to_device, typing,
         },
         window::{RoomPlace, RoomWindow, Standing, Window},
     },
@@ -100,6 +100,10 @@ pub(crate) struct Beside {
     pub(crate) lists: Option<Position>,
     /// Account data of no room is told up to here.
     pub(crate) data: Option<Position>,
+    /// Changes of subscriptions to threads are told up to here.
+    pub(crate) subscriptions: Option<Position>,
+    /// What the client has to confirm of sticky events, so that it has all of them ([`crate::sync::Pos::sticky`]).
+    pub(crate) sticky: Option<Position>,
 }
 
 /// Tells what belongs to no room.
@@ -110,7 +114,8 @@ pub(crate) fn beside_rooms(
 ) -> Result<Beside, Fault> {
     let extensions = &ask.extensions;
     let (lists, data) = ask.pos.map_or((None, None), |pos| (pos.lists, pos.data));
-    let mut beside = Beside { has_news: false, lists, data };
+    let subscriptions = ask.pos.and_then(|pos| pos.subscriptions);
+    let mut beside = Beside { has_news: false, lists, data, subscriptions, sticky: None };
     if extensions.to_device.is_on() {
         beside.has_news |= to_device(window, ask, answer)?;
     }
@@ -129,6 +134,15 @@ pub(crate) fn beside_rooms(
         beside.has_news |= !global.is_empty() || rules.is_some();
         beside.data = Some(window.upto);
         answer.global_data(&global, rules.as_ref());
+    }
+    if extensions.subscriptions.is_on() {
+        let limit = extensions.subscriptions.limit.and_then(|limit| usize::try_from(limit).ok());
+        let span = (subscriptions.unwrap_or_default(), window.upto);
+        let limit = limit.unwrap_or(subscriptions::CHANGES_DEFAULT);
+        let told = subscriptions::collect(window.read, window.caller().user, span, limit)?;
+        beside.has_news |= !told.is_empty();
+        beside.subscriptions = Some(window.upto);
+        answer.subscriptions(&told);
     }
     beside.has_news |= answer.has_room_extensions();
     Ok(beside)

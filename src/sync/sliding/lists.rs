@@ -61,6 +61,9 @@ pub(crate) struct Choice {
     pub(crate) counts: Vec<u64>,
     /// The rooms, those with the newest events first.
     pub(crate) rooms: Vec<Chosen>,
+    /// The rooms that the user is in, and that a list matches in whatever range or a subscription names, with the position at which
+    /// the user joined each. It is empty where nobody asks for it.
+    pub(crate) matched: Vec<(RoomNum, Position)>,
 }
 
 /// The rooms that the user's account data names as direct chats.
@@ -81,13 +84,14 @@ pub(crate) fn choose(
     direct: &BTreeSet<String>,
 ) -> Result<Choice, Fault> {
     if ask.lists.is_empty() && ask.subscriptions.is_empty() {
-        return Ok(Choice { counts: Vec::new(), rooms: Vec::new() });
+        return Ok(Choice { counts: Vec::new(), rooms: Vec::new(), matched: Vec::new() });
     }
     let mut entries = list_entries(window, ask, facts, sent)?;
     entries.sort_unstable_by_key(|entry| std::cmp::Reverse((entry.recency, entry.num)));
     let mut counts = vec![0; ask.lists.len()];
     let mut shown: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     let read_once = ReadOnce::default();
+    let mut is_matched = vec![false; if ask.extensions.sticky.is_on() { entries.len() } else { 0 }];
     for ((list_at, list), count) in ask.lists.iter().enumerate().zip(&mut counts) {
         let sieve = Sieve::new(window, facts, &list.filters, direct, &read_once)?;
         for (at, entry) in entries.iter().enumerate() {
@@ -99,6 +103,9 @@ pub(crate) fn choose(
                 .as_ref()
                 .is_none_or(|ranges| ranges.iter().any(|(first, last)| *first <= *count && *count <= *last));
             *count += 1;
+            if let Some(is_matched) = is_matched.get_mut(at) {
+                *is_matched = true;
+            }
             if is_shown {
                 shown.entry(at).or_default().push(list_at);
             }
@@ -106,10 +113,16 @@ pub(crate) fn choose(
     }
     // Most rooms are in the same lists.
     let mut configs: BTreeMap<Vec<usize>, Arc<RoomConfig>> = BTreeMap::new();
-    let mut rooms = Vec::new();
+    let (mut rooms, mut matched) = (Vec::new(), Vec::new());
     for (at, Entry { num, user_row, row, .. }) in entries.into_iter().enumerate() {
         let lists = shown.remove(&at).unwrap_or_default();
         let subscribed = ask.subscriptions.get(row.id.as_str());
+        if let Some(is_listed) = is_matched.get(at)
+            && (*is_listed || subscribed.is_some())
+            && user_row.membership == Membership::Join
+        {
+            matched.push((num, user_row.since));
+        }
         if lists.is_empty() && subscribed.is_none() {
             continue;
         }
@@ -128,7 +141,7 @@ pub(crate) fn choose(
         };
         rooms.push(Chosen { num, user_row, row, config, lists, is_subscribed: subscribed.is_some() });
     }
-    Ok(Choice { counts, rooms })
+    Ok(Choice { counts, rooms, matched })
 }
 
 fn list_entries(

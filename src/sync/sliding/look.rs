@@ -28,9 +28,10 @@ use crate::{
         shape::sliding::{Answer, RoomHead},
         sliding::{
             ask::{RoomConfig, SlidingAsk},
-            extensions::{self, Covered, Scope},
+            extensions::{self, Beside, Covered, Scope},
             facts::Facts,
             lists::{self, Chosen},
+            sticky,
         },
         streams::account_data::{self, AccountData},
         window::{RoomPlace, RoomWindow, Standing, Window},
@@ -82,6 +83,7 @@ pub(crate) fn look(
         configs: connection.configs.clone(),
         kept: BTreeMap::new(),
         answer: Answer::new(window),
+        shown: BTreeMap::new(),
         told: 0,
         step_bytes: 0,
         touched: BTreeSet::new(),
@@ -91,12 +93,18 @@ pub(crate) fn look(
         walk.add(chosen)?;
     }
     walk.leave_behind(&choice.rooms);
-    let Walk { configs, kept, mut answer, is_cut, .. } = walk;
+    let Walk { configs, kept, mut answer, shown, changed, is_cut, .. } = walk;
     let is_over = connection.bytes_of(kept.keys()) > STEP_BYTES_MAX;
     let counts = ask.lists.iter().map(|list| list.name.as_str()).zip(choice.counts.iter().copied());
     let hash = hash(counts.clone());
     answer.lists(counts);
-    let beside = extensions::beside_rooms(window, ask, &mut answer)?;
+    let mut beside = extensions::beside_rooms(window, ask, &mut answer)?;
+    if ask.extensions.sticky.is_on() {
+        let rooms = sticky::Rooms { matched: &choice.matched, changed: &changed, shown: &shown };
+        let told = sticky::tell(window, ask, &rooms, &mut answer)?;
+        beside.has_news |= told.has_news;
+        beside.sticky = told.complete;
+    }
     let has_news = window.since.is_none()
         || is_cut
         || answer.has_rooms()
@@ -116,7 +124,8 @@ pub(crate) fn look(
         device: Some(SyncToken::mark(caller.user, caller.device)),
     };
     let connection = connection.number();
-    let pos = Pos { token, connection, step, counts: hash, lists: beside.lists, data: beside.data };
+    let Beside { lists, data, subscriptions, sticky, .. } = beside;
+    let pos = Pos { token, connection, step, counts: hash, lists, data, subscriptions, sticky };
     let has_news = has_news || window.receipts_told_upto().is_some();
     let answer = answer.finish(&pos, ask.txn_id.as_deref());
     Ok(Slid { answered: Answered { answer, pos: pos.to_string(), has_news }, update, is_over })
@@ -146,6 +155,8 @@ struct Walk<'a, 'w> {
     /// The rooms that the connection has to remember otherwise than before.
     kept: BTreeMap<RoomNum, Option<RoomSent>>,
     answer: Answer<'a, 'w>,
+    /// The events that the timelines of this answer show, where the client asks for sticky events, too.
+    shown: BTreeMap<RoomNum, Vec<Order>>,
     told: usize,
     /// About how many bytes the step writes for the rooms that were told.
     step_bytes: usize,
@@ -274,6 +285,10 @@ impl<'w> Walk<'_, 'w> {
         let telling = Telling { config, events, members: news.state.members.clone() };
         if news.is_news {
             self.write(at, &room, &news, stays.is_none())?;
+            if self.ask.extensions.sticky.is_on() {
+                let shown = news.timeline.events.iter().map(|(stored, _)| stored.order).collect();
+                self.shown.insert(at.chosen.num, shown);
+            }
         } else {
             self.write_dm(at)?;
         }

@@ -8,7 +8,7 @@ use crate::{
     json::{JsonText, Object},
     rooms::{self, event},
     store::{Fault, Read},
-    sync::SyncToken,
+    sync::{Pos, SyncToken},
 };
 
 /// One answer tells at most this many changes, whatever a client asks for.
@@ -37,6 +37,11 @@ pub(crate) struct Subscriptions {
 }
 
 impl Subscriptions {
+    /// Whether nothing changed.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.subscribed.is_empty() && self.unsubscribed.is_empty() && self.rest.is_none()
+    }
+
     /// Writes them as an object, with the token under this name.
     pub(crate) fn write(&self, json: &mut Object, rest_name: &str) {
         write_rooms(json, "subscribed", &self.subscribed, true);
@@ -113,7 +118,9 @@ pub(crate) fn read_token(text: &str) -> Option<Position> {
         let is_plain = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
         return is_plain.then(|| digits.parse().ok()).flatten().and_then(Position::new);
     }
-    // A position of sliding sync begins with a token of sync.
-    let token = text.split('~').next().unwrap_or_default();
-    SyncToken::parse(token).ok().map(|token| token.position)
+    // A position of sliding sync says how far changes are told by itself, because the client may have had the extension off.
+    if let Some(pos) = Pos::read(text) {
+        return Some(pos.subscriptions.unwrap_or_default());
+    }
+    SyncToken::parse(text).ok().map(|token| token.position)
 }
