@@ -7,6 +7,7 @@ mod condition;
 pub mod defaults;
 mod floors;
 mod glob;
+mod lanes;
 pub mod pushers;
 pub mod reader;
 pub mod rules;

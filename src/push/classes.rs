@@ -3,7 +3,7 @@
 
 use std::sync::LazyLock;
 
-use ruma::{OwnedUserId, UserId};
+use ruma::{OwnedUserId, UserId, push::ConditionalPushRule};
 
 use crate::{
     push::{
@@ -13,7 +13,7 @@ use crate::{
         glob::Steps,
         scene::Scene,
     },
-    schema::push::{Outcome, Outcomes},
+    schema::push::{Lane, Outcome, Outcomes},
     store::{Fault, Read},
 };
 
@@ -28,6 +28,8 @@ pub enum Class {
     Default,
     /// The user is notified of mentions only.
     Mentions,
+    /// The user has the default rules and subscribes to the thread in which an event stands.
+    Subscribed,
     /// The user is notified of nothing.
     Muted,
 }
@@ -38,6 +40,7 @@ impl Class {
         match self {
             Self::Default => outcomes.default,
             Self::Mentions => outcomes.mentions,
+            Self::Subscribed => outcomes.subscribed,
             Self::Muted => Outcome::default(),
         }
     }
@@ -73,9 +76,14 @@ static CLASSES: LazyLock<Option<Classes>> = LazyLock::new(|| {
     let default = defaults::default_rules(&nobody);
     let mut mentions = default.clone();
     mentions.underride.clear();
+    let mut subscribed = mentions.clone();
+    let mut of_threads = ConditionalPushRule::subscribed_thread();
+    of_threads.conditions.clear();
+    subscribed.postcontent.insert(of_threads);
     Some(Classes {
         default: Compiled::new(&default, &nobody),
         mentions: Compiled::new(&mentions, &nobody),
+        subscribed: Compiled::new(&subscribed, &nobody),
         nobody,
     })
 });
@@ -84,24 +92,30 @@ struct Classes {
     nobody: OwnedUserId,
     default: Compiled,
     mentions: Compiled,
+    /// The rules for events of a thread to which a user subscribes.
+    subscribed: Compiled,
 }
 
 /// Judges an event for each class, as for members whom it does not concern in person.
-pub(crate) fn judge<R: Read + ?Sized>(scene: &Scene<'_, R>) -> Result<Outcomes, Fault> {
+pub(crate) fn judge<R: Read + ?Sized>(scene: &Scene<'_, R>, lane: Lane) -> Result<Outcomes, Fault> {
     let Some(classes) = &*CLASSES else { return Ok(Outcomes::default()) };
-    judge_as(classes, scene, &classes.nobody)
+    judge_as(classes, (scene, lane), &classes.nobody)
 }
 
 /// Judges an event for one member of each class. The outcome differs from that of the other members if the event concerns the
 /// user in person: it mentions or invites them.
-pub(crate) fn judge_for<R: Read + ?Sized>(scene: &Scene<'_, R>, user_id: &UserId) -> Result<Outcomes, Fault> {
+pub(crate) fn judge_for<R: Read + ?Sized>(
+    scene: &Scene<'_, R>,
+    lane: Lane,
+    user_id: &UserId,
+) -> Result<Outcomes, Fault> {
     let Some(classes) = &*CLASSES else { return Ok(Outcomes::default()) };
-    judge_as(classes, scene, user_id)
+    judge_as(classes, (scene, lane), user_id)
 }
 
 fn judge_as<R: Read + ?Sized>(
     classes: &Classes,
-    scene: &Scene<'_, R>,
+    (scene, lane): (&Scene<'_, R>, Lane),
     user_id: &UserId,
 ) -> Result<Outcomes, Fault> {
     let owner = Owner::new(user_id);
@@ -117,7 +131,8 @@ fn judge_as<R: Read + ?Sized>(
     let default = outcome(&classes.default)?;
     // The rules of `Mentions` are some of the default ones, so they notify only where those do.
     let mentions = if default.notify { outcome(&classes.mentions)? } else { Outcome::default() };
-    Ok(Outcomes { default, mentions })
+    let subscribed = if lane == Lane::MAIN { default } else { outcome(&classes.subscribed)? };
+    Ok(Outcomes { default, mentions, subscribed })
 }
 
 #[cfg(test)]
@@ -133,8 +148,9 @@ mod tests {
 
     use super::*;
     use crate::{
+        ids::EventNum,
         push::compiled::tests::{a_room, a_store},
-        schema::push::Sound,
+        schema::{push::Sound, rooms::RoomRow},
     };
 
     fn class_of(rules: &Ruleset, room_id: &str) -> Option<Class> {
@@ -203,18 +219,44 @@ mod tests {
             "content": { "msgtype": "m.text", "body": "x", "m.mentions": { "user_ids": ["@a:x"] } },
         });
         let scene = Scene::of_text(&*read, &room, &mention.to_string());
-        assert_eq!(judge_for(&scene, a).unwrap(), Outcomes { default: loud, mentions: loud });
+        let all_loud = Outcomes { default: loud, mentions: loud, subscribed: loud };
+        assert_eq!(judge_for(&scene, Lane::MAIN, a).unwrap(), all_loud);
         // The room has two members, and the default rule for such rooms notifies of plain messages with a sound.
         let plain = Outcome { highlight: false, ..loud };
-        assert_eq!(judge(&scene).unwrap(), Outcomes { default: plain, mentions: Outcome::default() });
+        let expected = Outcomes { default: plain, mentions: Outcome::default(), subscribed: plain };
+        assert_eq!(judge(&scene, Lane::MAIN).unwrap(), expected);
         assert_eq!(scene.mentioned().collect::<Vec<_>>(), ["@a:x"]);
 
         let invite = json!({
             "type": "m.room.member", "sender": "@b:x", "state_key": "@a:x", "content": { "membership": "invite" },
         });
         let scene = Scene::of_text(&*read, &room, &invite.to_string());
-        assert_eq!(judge_for(&scene, a).unwrap().default, plain);
-        assert_eq!(judge(&scene).unwrap(), Outcomes::default());
+        assert_eq!(judge_for(&scene, Lane::MAIN, a).unwrap().default, plain);
+        assert_eq!(judge(&scene, Lane::MAIN).unwrap(), Outcomes::default());
         assert_eq!(scene.invited(), Some("@a:x"));
+    }
+
+    #[test]
+    fn whatever_no_rule_silences_counts_for_those_who_subscribe_to_its_thread() {
+        let (store, room) = (a_store(), RoomRow { joined: 3, ..a_room() });
+        let read = store.snapshot();
+        let thread = Lane::thread(EventNum(5));
+        let of = |event_type: &str, content: serde_json::Value, lane| {
+            let event = json!({ "type": event_type, "sender": "@b:x", "content": content });
+            let judged = judge(&Scene::of_text(&*read, &room, &event.to_string()), lane).unwrap();
+            [judged.default, judged.mentions, judged.subscribed]
+                .map(|outcome| (outcome.notify, outcome.highlight))
+        };
+        let (yes, no, loud) = ((true, false), (false, false), (true, true));
+        let text = json!({ "msgtype": "m.text", "body": "x" });
+        assert_eq!(of("m.room.message", text.clone(), thread), [yes, no, yes]);
+        assert_eq!(of("m.sticker", json!({}), thread), [no, no, yes]);
+        assert_eq!(of("m.sticker", json!({}), Lane::MAIN), [no, no, no]);
+        let notice = json!({ "msgtype": "m.notice", "body": "x" });
+        assert_eq!(of("m.room.message", notice, thread), [no, no, no]);
+        let mut to_all = text;
+        to_all["m.mentions"] = json!({ "room": true });
+        // Nobody has a level in this room, so that everybody may notify all.
+        assert_eq!(of("m.room.message", to_all, thread), [loud, loud, loud]);
     }
 }

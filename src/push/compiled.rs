@@ -43,6 +43,23 @@ pub(crate) struct Rule {
     pub(crate) outcome: Outcome,
 }
 
+impl Rule {
+    fn asks_for_threads(&self) -> bool {
+        self.conditions.iter().any(|condition| matches!(condition, Condition::Subscribed(_)))
+    }
+}
+
+/// The way in which rules treat events of threads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Threads {
+    /// They treat them as any other event.
+    AsOthers,
+    /// A thread counts for those who subscribe to it, and only mentions do for others: the server's own rules, unchanged.
+    BySubscription,
+    /// They treat them in another way.
+    Otherwise,
+}
+
 impl Compiled {
     /// Compiles the rules of a user.
     pub(crate) fn new(rules: &Ruleset, user_id: &UserId) -> Self {
@@ -61,6 +78,11 @@ impl Compiled {
             compiled.rules.push(Rule { id: rule.rule_id().to_owned(), conditions, actions, outcome });
         }
         compiled
+    }
+
+    /// Whether any rule asks for subscriptions to threads.
+    pub(crate) fn ask_for_threads(&self) -> bool {
+        self.rules.iter().any(Rule::asks_for_threads)
     }
 
     /// About how many bytes the rules take in memory.
@@ -93,7 +115,9 @@ impl Compiled {
 
 fn conditions_of(rule: AnyPushRuleRef<'_>, user_id: &UserId) -> Vec<Condition> {
     match rule {
-        AnyPushRuleRef::Override(rule) | AnyPushRuleRef::Underride(rule) => {
+        AnyPushRuleRef::Override(rule)
+        | AnyPushRuleRef::PostContent(rule)
+        | AnyPushRuleRef::Underride(rule) => {
             rule.conditions.iter().map(|condition| Condition::new(condition, user_id)).collect()
         }
         AnyPushRuleRef::Content(rule) => vec![Condition::Says(Glob::of_words(&rule.pattern))],
@@ -121,7 +145,7 @@ pub(crate) fn outcome_of(actions: &[Action]) -> Outcome {
 }
 
 /// The rules of a user that events of one room can meet: their conditions on the room's id are known to hold.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Local<'c>(Vec<&'c Rule>);
 
 /// The conditions of rules, with whether they notify and highlight. Rules with equal essence have the same effect on counts.
@@ -148,6 +172,26 @@ impl<'c> Local<'c> {
             return Ok(Some(rule));
         }
         Ok(None)
+    }
+
+    /// These rules without those that ask for subscriptions to threads, and the way in which they treat threads.
+    pub(crate) fn apart_from_threads(&self) -> (Self, Threads) {
+        let (threads, others): (Vec<&Rule>, Vec<&Rule>) =
+            self.0.iter().partition(|rule| rule.asks_for_threads());
+        let way = match threads.as_slice() {
+            [] => Threads::AsOthers,
+            [silent, loud]
+                if silent.conditions == [Condition::Subscribed(false)]
+                    && loud.conditions == [Condition::Subscribed(true)]
+                    && !silent.outcome.notify
+                    && loud.outcome.notify
+                    && !loud.outcome.highlight =>
+            {
+                Threads::BySubscription
+            }
+            _ => Threads::Otherwise,
+        };
+        (Self(others), way)
     }
 
     /// Whether both sets have the same effect on counts, whatever happens in the room.

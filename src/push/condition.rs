@@ -44,6 +44,8 @@ pub(crate) enum Condition {
     Contains { key: Box<str>, value: ScalarJsonValue },
     /// A list contains the id of the user whose rules these are.
     ContainsOwner { key: Box<str> },
+    /// The event stands in a thread, and the user whose rules these are subscribes to it, or does not (MSC4306).
+    Subscribed(bool),
     /// The condition never holds, because this server does not know its kind or its rule is too large.
     Never,
 }
@@ -75,6 +77,7 @@ impl Condition {
             PushCondition::EventPropertyContains(it) => {
                 Self::Contains { key: flat(&it.key), value: it.value.clone() }
             }
+            PushCondition::ThreadSubscription(it) => Self::Subscribed(it.subscribed),
             // The specification says that a condition of an unknown kind matches nothing.
             _ => Self::Never,
         }
@@ -100,6 +103,7 @@ impl Condition {
         Ok(match self {
             Condition::InRoom(_) | Condition::RoomLike(_) => true,
             Condition::Never => false,
+            Condition::Subscribed(subscribed) => owner.subscribed == Some(*subscribed),
             Condition::Like { key, glob } => match scene.text(key) {
                 Some(value) => glob.is_value(value, steps)?,
                 None => false,
@@ -137,7 +141,11 @@ impl Condition {
             Self::Is { key, value } | Self::Contains { key, value } => {
                 key.len() + value.as_str().map_or(0, str::len)
             }
-            Self::SaysOwnersName | Self::Joined(_) | Self::MayNotify(_) | Self::Never => 0,
+            Self::SaysOwnersName
+            | Self::Joined(_)
+            | Self::MayNotify(_)
+            | Self::Subscribed(_)
+            | Self::Never => 0,
         };
         pattern + size_of::<Self>()
     }
@@ -147,11 +155,17 @@ impl Condition {
 pub(crate) struct Owner<'a> {
     user_id: &'a UserId,
     name: OnceCell<Glob>,
+    subscribed: Option<bool>,
 }
 
 impl<'a> Owner<'a> {
     pub(crate) fn new(user_id: &'a UserId) -> Self {
-        Self { user_id, name: OnceCell::new() }
+        Self { user_id, name: OnceCell::new(), subscribed: None }
+    }
+
+    /// Says of the events that are judged next whether the user subscribes to their thread; `None` for events outside threads.
+    pub(crate) fn set_subscribed(&mut self, subscribed: Option<bool>) {
+        self.subscribed = subscribed;
     }
 
     pub(crate) fn user_id(&self) -> &UserId {

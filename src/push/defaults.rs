@@ -9,9 +9,10 @@ use ruma::{
     },
 };
 
-/// The rules of a user who has changed none.
+/// The rules of a user who has changed none. Those for threads are not among them: see [`add_thread_rules`].
 pub fn default_rules(user_id: &UserId) -> Ruleset {
     let mut rules = Ruleset::server_default(user_id);
+    rules.postcontent.clear();
     rules.override_.insert(poll_rule("poll_response", "response", false, vec![]));
     let loud = || vec![Action::Notify, Action::SetTweak(Tweak::Sound(SoundTweakValue::Default))];
     rules.underride.extend([
@@ -21,6 +22,14 @@ pub fn default_rules(user_id: &UserId) -> Ruleset {
         poll_rule("poll_end", "end", false, vec![Action::Notify]),
     ]);
     rules
+}
+
+/// Adds the rules by which a thread counts for those who subscribe to it (MSC4306), where they are not there. A user has them from
+/// their first subscription on (`docs/decisions/thread-rules-begin-with-the-first-subscription.md`).
+pub fn add_thread_rules(rules: &mut Ruleset) {
+    for rule in [ConditionalPushRule::unsubscribed_thread(), ConditionalPushRule::subscribed_thread()] {
+        rules.postcontent.insert(rule);
+    }
 }
 
 /// A rule for one type of event of polls, in every room or in those of two.

@@ -11,16 +11,17 @@ use quick_cache::{Weighter, sync::Cache};
 use ruma::{UserId, push::Action};
 
 use crate::{
-    accounts::ignored::Ignored,
+    accounts::{ignored::Ignored, subscriptions},
     ids::{Order, Position, RoomNum, UserNum},
     metrics::Metrics,
     push::{
         classes::{self, Class},
-        compiled::{Compiled, Local},
+        compiled::{Compiled, Local, Threads},
         condition::{Halt, Owner},
         defaults,
         floors::Floors,
         glob::Steps,
+        lanes::Lanes,
         rules,
         scene::Scene,
         unread::{self, Sums, Tally},
@@ -45,6 +46,8 @@ const LOOK_STEPS: u64 = 10_000_000;
 const READING_STEPS: usize = 500;
 /// Look at no more than this many events for the last one that a user sent; if it is none of them, counts may have changed.
 const SENT_LOOKED_AT: usize = 16;
+/// Say in which rooms a user's subscriptions to threads changed if at most this many did; otherwise they may have in any room.
+const RESUBSCRIBED_MAX: usize = 200;
 /// If a user ignores at most this many others, these are looked up among the members of a room; otherwise one of them is taken
 /// to be a member.
 const IGNORED_LOOKED_UP_MAX: usize = 32;
@@ -69,14 +72,24 @@ struct Own {
     version: Version,
     /// The compiled rules; none if the user has the default rules and ignores nobody.
     rules: Option<Compiled>,
+    /// Whether the rules ask for subscriptions to threads.
+    asks_for_threads: bool,
     ignored: BTreeSet<String>,
 }
 
 /// The positions at which the rules and the list of ignored users were last written.
 type Version = (Position, Position);
 
-/// An event that notifies a user: its place, its lane and its effect on counts.
-type Notified = (Order, Lane, Outcome);
+/// An event that notifies a user, or would if their subscription to its thread were another.
+#[derive(Clone, Copy, Debug)]
+struct Notified {
+    order: Order,
+    lane: Lane,
+    /// The effect on counts; of an event in a thread the effect for who subscribes to it.
+    outcome: Outcome,
+    /// The effect for who does not subscribe to the thread. Outside threads it is the same.
+    unsubscribed: Outcome,
+}
 
 /// The events in a part of a room's timeline that notify one user.
 #[derive(Clone, Debug)]
@@ -142,7 +155,8 @@ impl Push {
         };
         let version = (written(&rules), written(&ignored));
         if version == (Position::ZERO, Position::ZERO) {
-            return Ok(Arc::new(Own { version, rules: None, ignored: BTreeSet::new() }));
+            let (rules, ignored) = (None, BTreeSet::new());
+            return Ok(Arc::new(Own { version, rules, asks_for_threads: false, ignored }));
         }
         let known = self.0.rules.get(&user).filter(|own| own.version == version);
         self.0.metrics.cache("own_push_rules", known.is_some());
@@ -153,9 +167,11 @@ impl Push {
             Some(row) => rules::decode(&row, user_id)?,
             None => defaults::default_rules(user_id),
         };
+        let rules = Compiled::new(&rules, user_id);
         let own = Arc::new(Own {
             version,
-            rules: Some(Compiled::new(&rules, user_id)),
+            asks_for_threads: rules.ask_for_threads(),
+            rules: Some(rules),
             ignored: ignored.map(|row| Ignored::parse(&row.content, user_id).into_ids()).unwrap_or_default(),
         });
         self.0.rules.insert(user, Arc::clone(&own));
@@ -197,8 +213,8 @@ pub struct Place<'a> {
 
 /// The way in which a user's unread events of one room are counted.
 enum Judge<'r> {
-    /// The user's rules count as those of this class, so the room's running numbers answer.
-    Class(Class),
+    /// The user's rules count as those of a class for each lane, so the room's running numbers answer.
+    Class(Lanes),
     /// No class counts as the user's rules do, so each event must be judged by them.
     Own(Local<'r>),
 }
@@ -207,6 +223,29 @@ impl Reader<'_> {
     /// The position at which the user's rules or list of ignored users last changed; counts may have changed with them.
     pub fn changed(&self) -> Position {
         self.own.version.0.max(self.own.version.1)
+    }
+
+    /// The rooms in which the user subscribed to threads or unsubscribed from them in (from, upto], which may change counts there; `None`
+    /// if there are too many to say. It costs nothing for a user who never subscribed to any.
+    pub fn list_resubscribed(
+        &self,
+        read: &(impl Read + ?Sized),
+        span: (Position, Position),
+    ) -> Result<Option<BTreeSet<RoomNum>>, Fault> {
+        if !self.own.asks_for_threads {
+            return Ok(Some(BTreeSet::new()));
+        }
+        let page = subscriptions::list_changes(read, self.user, span, RESUBSCRIBED_MAX)?;
+        Ok((!page.has_more).then(|| page.changes.iter().map(|change| change.room).collect()))
+    }
+
+    fn is_resubscribed(
+        &self,
+        read: &(impl Read + ?Sized),
+        room: RoomNum,
+        span: (Position, Position),
+    ) -> Result<bool, Fault> {
+        Ok(self.list_resubscribed(read, span)?.is_none_or(|rooms| rooms.contains(&room)))
     }
 
     /// Counts what the user has not read of a room, up to and including a position.
@@ -230,7 +269,9 @@ impl Reader<'_> {
         upto: Position,
     ) -> Result<bool, Fault> {
         let mut floors = self.floors(read, place)?;
-        if self.changed() > from && floors.base() < place.row.tip {
+        if floors.base() < place.row.tip
+            && (self.changed() > from || self.is_resubscribed(read, place.num, (from, upto))?)
+        {
             return Ok(true);
         }
         let now = self.tally_above(read, place, &mut floors, Order::upto(upto))?;
@@ -295,7 +336,15 @@ impl Reader<'_> {
         };
         let Some(scene) = Scene::of_past(read, place.num, place.row, stored) else { return Ok(None) };
         let local = rules.in_room(place.row.id.as_str());
-        match local.judge(&scene, &Owner::new(self.user_id), &mut Steps::new(EVENT_STEPS)) {
+        let mut owner = Owner::new(self.user_id);
+        if self.own.asks_for_threads {
+            let lane = relations::lane_of(read, place.num, stored)?;
+            if lane != Lane::MAIN {
+                let of = (self.user, place.num);
+                owner.set_subscribed(Some(Lanes::of(Class::Default).is_subscribed(read, of, lane)?));
+            }
+        }
+        match local.judge(&scene, &owner, &mut Steps::new(EVENT_STEPS)) {
             Ok(rule) => Ok(rule.map(|rule| Explained {
                 rule_id: rule.id.clone(),
                 actions: rule.actions.clone(),
@@ -323,27 +372,40 @@ impl Reader<'_> {
             return Ok(sums.tally());
         }
         match self.judge_of(read, place)? {
-            Judge::Class(class) => unread::add_of_class(&mut sums, read, class, floors, upto)?,
+            Judge::Class(mut lanes) => unread::add_of_class(&mut sums, read, &mut lanes, floors, upto)?,
             Judge::Own(local) => {
                 let judged = self.judge_unread(read, place, &local, floors.base(), upto)?;
+                let mut lanes = closest_to(&local);
                 if judged.from > floors.base() {
-                    let class = Class::closest_to(&local);
-                    unread::add_of_class(&mut sums, read, class, floors, judged.from.min(upto))?;
+                    unread::add_of_class(&mut sums, read, &mut lanes, floors, judged.from.min(upto))?;
                 }
-                add_judged(&mut sums, read, &judged, floors, upto)?;
+                add_judged(&mut sums, read, &judged, (floors, &mut lanes), upto)?;
             }
         }
         Ok(sums.tally())
     }
 
     fn judge_of(&self, read: &(impl Read + ?Sized), place: Place<'_>) -> Result<Judge<'_>, Fault> {
-        let Some(rules) = &self.own.rules else { return Ok(Judge::Class(Class::Default)) };
+        let Some(rules) = &self.own.rules else { return Ok(Judge::Class(Lanes::of(Class::Default))) };
         let ignores = self.ignores_members(read, place.num)?;
         let local = rules.in_room(place.row.id.as_str());
-        Ok(match Class::of(&local) {
-            Some(Class::Muted) => Judge::Class(Class::Muted),
-            Some(class) if !ignores => Judge::Class(class),
-            _ => Judge::Own(local),
+        if !self.own.asks_for_threads {
+            return Ok(match Class::of(&local) {
+                Some(Class::Muted) => Judge::Class(Lanes::of(Class::Muted)),
+                Some(class) if !ignores => Judge::Class(Lanes::of(class)),
+                _ => Judge::Own(local),
+            });
+        }
+        if local.is_silent() {
+            return Ok(Judge::Class(Lanes::of(Class::Muted)));
+        }
+        let (others, threads) = local.apart_from_threads();
+        Ok(match (Class::of(&others), threads) {
+            // The other rules notify of nothing, but that for threads does.
+            (None | Some(Class::Muted), _) | (_, Threads::Otherwise) => Judge::Own(local),
+            _ if ignores => Judge::Own(local),
+            (Some(class), Threads::AsOthers) => Judge::Class(Lanes::of(class)),
+            (Some(class), Threads::BySubscription) => Judge::Class(Lanes::by_subscription(class)),
         })
     }
 
@@ -378,7 +440,7 @@ impl Reader<'_> {
         let from = match (cut, &known) {
             (Some(cut), _) => cut,
             (None, Some(known)) if known.upto >= base => {
-                events.extend(known.events.iter().filter(|(order, ..)| *order > base));
+                events.extend(known.events.iter().filter(|event| event.order > base));
                 known.from
             }
             (None, _) => begin,
@@ -399,7 +461,7 @@ impl Reader<'_> {
         upto: Order,
     ) -> Result<(Vec<Notified>, Option<Order>), Fault> {
         let (low, high) = (Bound::Excluded((place.num, begin)), Bound::Included((place.num, upto)));
-        let owner = Owner::new(self.user_id);
+        let mut owner = Owner::new(self.user_id);
         let mut events = Vec::new();
         let rows = schema::TIMELINE.range::<(RoomNum, Order)>(read, low, high, Direction::Down)?;
         for (count, row) in rows.enumerate() {
@@ -412,49 +474,76 @@ impl Reader<'_> {
                 tracing::debug!(user = %self.user, room = %place.num, reason, "older events count as they do for a class");
                 return Ok((events, Some(order)));
             }
-            let outcome = self.judge_one(read, place, rules, &owner, &stored)?;
-            if outcome.notify {
-                events.push((order, relations::lane_of(read, place.num, &stored)?, outcome));
-            }
+            let judged = self.judge_one(read, place, rules, &mut owner, &stored)?;
+            events.extend(judged.filter(|event| event.outcome.notify || event.unsubscribed.notify));
         }
         Ok((events, None))
     }
 
-    /// The effect of one event on the user's counts, by the user's own rules or, if that costs too much, by the closest class.
+    /// The effect of one event on the user's counts, by the user's own rules or, if that costs too much, by the closest class; none for
+    /// an event that does nothing to them.
     fn judge_one(
         &self,
         read: &(impl Read + ?Sized),
         place: Place<'_>,
         rules: &Local<'_>,
-        owner: &Owner<'_>,
+        owner: &mut Owner<'_>,
         stored: &StoredEvent,
-    ) -> Result<Outcome, Fault> {
+    ) -> Result<Option<Notified>, Fault> {
         let row = &stored.row;
-        let nothing = Outcome::default();
         if row.header.unseen || stored.order.minor != 0 || row.is_redacted() {
-            return Ok(nothing);
+            return Ok(None);
         }
         let sender = row.sender();
         if *sender == *self.user_id.as_str() || self.own.ignored.contains(&*sender) {
-            return Ok(nothing);
+            return Ok(None);
         }
-        let Some(scene) = Scene::of_past(read, place.num, place.row, stored) else { return Ok(nothing) };
+        let Some(scene) = Scene::of_past(read, place.num, place.row, stored) else { return Ok(None) };
+        let lane = relations::lane_of(read, place.num, stored)?;
         let mut look = self.steps.borrow_mut();
         let allowed = EVENT_STEPS.min(look.left());
         let mut steps = Steps::new(allowed);
-        let judged = rules.judge(&scene, owner, &mut steps);
+        let mut judge = |subscribed: Option<bool>| {
+            owner.set_subscribed(subscribed);
+            let rule = rules.judge(&scene, owner, &mut steps)?;
+            Ok::<_, Halt>(rule.map(|rule| rule.outcome).unwrap_or_default())
+        };
+        // Both effects are remembered, so that they hold whatever the user subscribes to later.
+        let judged = match self.own.asks_for_threads && lane != Lane::MAIN {
+            true => judge(Some(true)).and_then(|outcome| Ok((outcome, judge(Some(false))?))),
+            false => judge(None).map(|outcome| (outcome, outcome)),
+        };
         let taken = allowed.saturating_sub(steps.left());
         // If too few steps are left, the next event ends the look.
         look.take(usize::try_from(taken).unwrap_or(usize::MAX)).unwrap_or(());
-        match judged {
-            Ok(rule) => Ok(rule.map(|rule| rule.outcome).unwrap_or_default()),
-            Err(Halt::Fault(fault)) => Err(fault),
+        let (outcome, unsubscribed) = match judged {
+            Ok(outcomes) => outcomes,
+            Err(Halt::Fault(fault)) => return Err(fault),
             Err(Halt::OutOfSteps) => {
                 let reason = "judging it by the user's own rules takes too many steps";
                 tracing::debug!(user = %self.user, room = %place.num, event = %stored.event(), reason, "an event counts by class");
-                Ok(Class::closest_to(rules).outcome(classes::judge_for(&scene, self.user_id)?))
+                let outcomes = classes::judge_for(&scene, lane, self.user_id)?;
+                let (others, threads) = rules.apart_from_threads();
+                match threads {
+                    Threads::BySubscription if lane != Lane::MAIN => (outcomes.subscribed, outcomes.mentions),
+                    _ => {
+                        let outcome = Class::closest_to(&others).outcome(outcomes);
+                        (outcome, outcome)
+                    }
+                }
             }
-        }
+        };
+        Ok(Some(Notified { order: stored.order, lane, outcome, unsubscribed }))
+    }
+}
+
+/// The classes that come closest to these rules, for events that are not judged by the rules themselves.
+fn closest_to(rules: &Local<'_>) -> Lanes {
+    let (others, threads) = rules.apart_from_threads();
+    let class = Class::closest_to(&others);
+    match threads {
+        Threads::BySubscription => Lanes::by_subscription(class),
+        Threads::AsOthers | Threads::Otherwise => Lanes::of(class),
     }
 }
 
@@ -463,20 +552,22 @@ fn add_judged(
     sums: &mut Sums,
     read: &(impl Read + ?Sized),
     judged: &Judged,
-    floors: &mut Floors<'_>,
+    (floors, lanes): (&mut Floors<'_>, &mut Lanes),
     upto: Order,
 ) -> Result<(), Fault> {
     let is_unread = |order: Order, base: Order| order > base && order > judged.from && order <= upto;
     let base = floors.base();
-    let unread: Vec<_> = judged.events.iter().filter(|(order, ..)| is_unread(*order, base)).collect();
+    let unread: Vec<_> = judged.events.iter().filter(|event| is_unread(event.order, base)).collect();
     if unread.is_empty() {
         return Ok(());
     }
     let redacted = unread::list_redacted(read, floors.room(), base, upto)?;
-    for (order, lane, outcome) in unread {
-        let lane = floors.shown(read, *lane)?;
-        if *order > floors.of_lane(read, lane)? && !redacted.contains_key(order) {
-            sums.add(lane, *outcome);
+    let of = (floors.user(), floors.room());
+    for Notified { order, lane, outcome, unsubscribed } in unread {
+        let shown = floors.shown(read, *lane)?;
+        if *order > floors.of_lane(read, shown)? && !redacted.contains_key(order) {
+            let is_alike = outcome == unsubscribed || lanes.is_subscribed(read, of, *lane)?;
+            sums.add(shown, if is_alike { *outcome } else { *unsubscribed });
         }
     }
     Ok(())
@@ -530,8 +621,9 @@ mod tests {
         let push = Push::new(Metrics::new());
         let version = (Position::ZERO, Position::ZERO);
         let ignored = (0..1_000).map(|number| format!("@user{number}:a.example")).collect();
-        let own = Arc::new(Own { version, rules: None, ignored });
-        let notified = (Order::MIN, Lane::MAIN, Outcome::default());
+        let own = Arc::new(Own { version, rules: None, asks_for_threads: false, ignored });
+        let (outcome, unsubscribed) = (Outcome::default(), Outcome::default());
+        let notified = Notified { order: Order::MIN, lane: Lane::MAIN, outcome, unsubscribed };
         let events = vec![notified; JUDGED_MAX];
         let judged = Arc::new(Judged { version, from: Order::MIN, upto: Order::MIN, events });
         for number in 0..4_000 {

@@ -93,12 +93,34 @@ pub fn change(
         )
         .into());
     }
-    match &row {
+    put(batch, user, row.as_ref(), json);
+    Ok(())
+}
+
+/// Writes the rules of a user as they are from here on.
+fn put(batch: &mut Batch, user: UserNum, before: Option<&WrittenRow>, json: Vec<u8>) {
+    match before {
         Some(row) => schema::PUSH_RULES.expect_value(batch, user, row),
         None => schema::PUSH_RULES.expect_absent(batch, user),
     }
     let position = batch.position(&LogEntry::AccountData { user });
     schema::PUSH_RULES.put(batch, user, &WrittenRow { position, content: json.into() });
+}
+
+/// Adds the rules by which threads count for those who subscribe to them (MSC4306), for a user who subscribes to one. Nothing is
+/// written where the user has them. They are the server's own, so that they fit whatever rules the user has.
+pub fn follow_threads(batch: &mut Batch, user: UserNum, user_id: &UserId) -> Result<()> {
+    let row = schema::PUSH_RULES.get(batch, user)?;
+    let mut rules = match &row {
+        Some(row) => decode(row, user_id)?,
+        None => defaults::default_rules(user_id),
+    };
+    if !rules.postcontent.is_empty() {
+        return Ok(());
+    }
+    defaults::add_thread_rules(&mut rules);
+    let json = serde_json::to_vec(&rules).map_err(|error| Error::broken(error.to_string()))?;
+    put(batch, user, row.as_ref(), json);
     Ok(())
 }
 
@@ -212,8 +234,14 @@ pub fn require_rule<'r>(rules: &'r Ruleset, kind: RuleKind, rule_id: &str) -> Re
 }
 
 fn require_kind(kind: &RuleKind) -> Result<()> {
-    let known =
-        [RuleKind::Override, RuleKind::Content, RuleKind::Room, RuleKind::Sender, RuleKind::Underride];
+    let known = [
+        RuleKind::Override,
+        RuleKind::Content,
+        RuleKind::PostContent,
+        RuleKind::Room,
+        RuleKind::Sender,
+        RuleKind::Underride,
+    ];
     if known.contains(kind) { Ok(()) } else { Err(no_such_rule()) }
 }
 

@@ -26,6 +26,7 @@ use crate::{
     push::{
         classes::{self, Class},
         floors::{self, Floors},
+        lanes::Lanes,
         scene::Scene,
     },
     rooms::{change::Change, event::StoredEvent, members, relations, visibility::Sight},
@@ -54,9 +55,9 @@ pub fn count(change: &mut Change, stored: &StoredEvent) -> Result<(), Fault> {
     let Change { batch, num, row, unread, sent_by, .. } = change;
     let (room, order) = (*num, stored.order);
     let Some(scene) = Scene::of_new(batch, room, row, stored) else { return Ok(()) };
-    let classes = classes::judge(&scene)?;
     let lane = relations::lane_of(batch, room, stored)?;
-    let concerned = list_concerned(batch, room, &scene, classes)?;
+    let classes = classes::judge(&scene, lane)?;
+    let concerned = list_concerned(batch, room, (&scene, lane), classes)?;
     let sender = match sent_by {
         Some((event, user)) if *event == stored.event() && stored.membership().is_none() => Some(*user),
         _ => find_sender(batch, stored)?,
@@ -114,7 +115,7 @@ fn find_sender(read: &(impl Read + ?Sized), stored: &StoredEvent) -> Result<Opti
 fn list_concerned(
     read: &(impl Read + ?Sized),
     room: RoomNum,
-    scene: &Scene<'_, impl Read + ?Sized>,
+    (scene, lane): (&Scene<'_, impl Read + ?Sized>, Lane),
     classes: Outcomes,
 ) -> Result<Vec<(UserNum, Outcome)>, Fault> {
     let mentioned = scene.mentioned().take(MENTIONS_MAX).map(|user| (user, Membership::Join));
@@ -132,7 +133,7 @@ fn list_concerned(
         {
             continue;
         }
-        let own = classes::judge_for(scene, user_id)?;
+        let own = classes::judge_for(scene, lane, user_id)?;
         if own != classes {
             outcomes.push((user, own.default));
         }
@@ -160,7 +161,7 @@ fn put_totals(
     totals: Totals,
 ) -> Result<(), Fault> {
     debug_assert!(
-        totals.default.0 >= totals.default.1 && totals.mentions.0 >= totals.mentions.1,
+        [totals.default, totals.mentions, totals.subscribed].iter().all(|(notify, loud)| notify >= loud),
         "each highlight is a notification: {totals:?}"
     );
     schema::UNREAD.put(batch, (room, lane, order), &totals);
@@ -276,18 +277,19 @@ impl Sums {
 pub(crate) fn add_of_class(
     sums: &mut Sums,
     read: &(impl Read + ?Sized),
-    class: Class,
+    lanes: &mut Lanes,
     floors: &mut Floors<'_>,
     upto: Order,
 ) -> Result<(), Fault> {
     let (room, user, base) = (floors.room(), floors.user(), floors.base());
-    if class == Class::Muted || base >= upto {
+    if lanes.are_muted() || base >= upto {
         return Ok(());
     }
     for lane in lanes_with_news(read, room, base)? {
         let shown = floors.shown(read, lane)?;
         let floor = floors.of_lane(read, shown)?;
         if floor < upto {
+            let class = lanes.class(read, (user, room), lane)?;
             let (was, is) = (totals(read, room, lane, floor)?, totals(read, room, lane, upto)?);
             let (notifications, highlights) = difference(class, was, is);
             sums.add_numbers(shown, notifications, highlights);
@@ -297,7 +299,7 @@ pub(crate) fn add_of_class(
     for (order, row) in &redacted {
         let lane = floors.shown(read, row.lane)?;
         if *order > floors.of_lane(read, lane)? {
-            let counted = class.outcome(row.classes);
+            let counted = lanes.class(read, (user, room), row.lane)?.outcome(row.classes);
             sums.add_numbers(lane, -i64::from(counted.notify), -i64::from(counted.highlight));
         }
     }
@@ -307,7 +309,7 @@ pub(crate) fn add_of_class(
         let ((.., order), row) = row?;
         let lane = floors.shown(read, row.lane)?;
         if order > floors.of_lane(read, lane)? && !redacted.contains_key(&order) {
-            let class = class.outcome(row.classes);
+            let class = lanes.class(read, (user, room), row.lane)?.outcome(row.classes);
             let more = |own: bool, class: bool| i64::from(own) - i64::from(class);
             let (notify, highlight) =
                 (more(row.own.notify, class.notify), more(row.own.highlight, class.highlight));
@@ -330,6 +332,7 @@ fn difference(class: Class, was: Totals, is: Totals) -> (i64, i64) {
     let ((was_notify, was_highlight), (notify, highlight)) = match class {
         Class::Default => (was.default, is.default),
         Class::Mentions => (was.mentions, is.mentions),
+        Class::Subscribed => (was.subscribed, is.subscribed),
         Class::Muted => return (0, 0),
     };
     debug_assert!(was_notify <= notify && was_highlight <= highlight, "running numbers never fall");

@@ -115,25 +115,34 @@ pub struct Outcomes {
     pub default: Outcome,
     /// The outcome for those who hear of mentions only.
     pub mentions: Outcome,
+    /// The outcome for those who subscribe to the thread in which it stands (MSC4306). Outside threads it is that of the default rules.
+    pub subscribed: Outcome,
 }
 
 impl Outcomes {
+    /// Whether an event counts as much for those who subscribe to its thread as it does by the default rules. Rows of such events say
+    /// nothing of subscribers, and so do those from before there were any.
+    fn is_simple(self) -> bool {
+        self.subscribed == self.default
+    }
+
     fn bits(self) -> u8 {
         self.default.bits() | self.mentions.bits() << 4
     }
 
     fn from_bits(bits: u8) -> Self {
-        Self { default: Outcome::from_bits(bits), mentions: Outcome::from_bits(bits >> 4) }
+        let default = Outcome::from_bits(bits);
+        Self { default, mentions: Outcome::from_bits(bits >> 4), subscribed: default }
     }
 
     fn from_old_bits(bits: u8) -> Self {
-        Self { default: Outcome::from_old_bits(bits), mentions: Outcome::from_old_bits(bits >> 2) }
+        let default = Outcome::from_old_bits(bits);
+        Self { default, mentions: Outcome::from_old_bits(bits >> 2), subscribed: default }
     }
 
-    /// Reads the layout of a row and the outcomes that follow it.
-    fn decode(from: &mut Decoder<'_>) -> Result<Self, Fault> {
-        let (layout, bits) = (layout_upto(from, 2)?, from.byte()?);
-        Ok(if layout == 1 { Self::from_old_bits(bits) } else { Self::from_bits(bits) })
+    /// Reads the outcome for subscribers, which stands at the end of a row.
+    fn with_subscribed(self, from: &mut Decoder<'_>) -> Result<Self, Fault> {
+        Ok(Self { subscribed: Outcome::from_bits(from.byte()?), ..self })
     }
 }
 
@@ -146,6 +155,8 @@ pub struct Totals {
     pub default: (u64, u64),
     /// The sums (notifications, highlights) of those who hear of mentions only.
     pub mentions: (u64, u64),
+    /// The sums (notifications, highlights) of those who subscribe to the thread, or as of the default rules outside threads.
+    pub subscribed: (u64, u64),
 }
 
 impl Totals {
@@ -159,25 +170,36 @@ impl Totals {
             last: event,
             default: add(self.default, event.default),
             mentions: add(self.mentions, event.mentions),
+            subscribed: add(self.subscribed, event.subscribed),
         }
     }
 }
 
 impl Value for Totals {
     fn encode(&self, to: &mut Encoder) {
-        to.raw(&[2, self.last.bits()]);
+        let is_simple = self.last.is_simple() && self.subscribed == self.default;
+        to.raw(&[if is_simple { 2 } else { 3 }, self.last.bits()]);
         for number in [self.default.0, self.default.1, self.mentions.0, self.mentions.1] {
             to.varint(number);
+        }
+        if !is_simple {
+            to.varint(self.subscribed.0);
+            to.varint(self.subscribed.1);
+            to.raw(&[self.last.subscribed.bits()]);
         }
     }
 
     fn decode(bytes: Bytes) -> Result<Self, Fault> {
         let mut from = Decoder(&bytes);
-        Ok(Self {
-            last: Outcomes::decode(&mut from)?,
-            default: (from.varint()?, from.varint()?),
-            mentions: (from.varint()?, from.varint()?),
-        })
+        let (layout, bits) = (layout_upto(&mut from, 3)?, from.byte()?);
+        let last = if layout == 1 { Outcomes::from_old_bits(bits) } else { Outcomes::from_bits(bits) };
+        let default = (from.varint()?, from.varint()?);
+        let mentions = (from.varint()?, from.varint()?);
+        if layout < 3 {
+            return Ok(Self { last, default, mentions, subscribed: default });
+        }
+        let subscribed = (from.varint()?, from.varint()?);
+        Ok(Self { last: last.with_subscribed(&mut from)?, default, mentions, subscribed })
     }
 }
 
@@ -194,20 +216,28 @@ pub struct OwnOutcome {
 
 impl Value for OwnOutcome {
     fn encode(&self, to: &mut Encoder) {
-        to.raw(&[2, self.own.bits(), self.classes.bits()]);
+        let is_simple = self.classes.is_simple();
+        to.raw(&[if is_simple { 2 } else { 3 }, self.own.bits(), self.classes.bits()]);
         to.varint(self.lane.0.0);
+        if !is_simple {
+            to.raw(&[self.classes.subscribed.bits()]);
+        }
     }
 
     fn decode(bytes: Bytes) -> Result<Self, Fault> {
         let mut from = Decoder(&bytes);
-        let (layout, bits) = (layout_upto(&mut from, 2)?, from.byte()?);
-        let (own, classes) = if layout == 1 {
+        let (layout, bits) = (layout_upto(&mut from, 3)?, from.byte()?);
+        let (own, mut classes) = if layout == 1 {
             // Layout 1 had both outcomes in one byte.
             (Outcome::from_old_bits(bits), Outcomes::from_old_bits(bits >> 2))
         } else {
             (Outcome::from_bits(bits), Outcomes::from_bits(from.byte()?))
         };
-        Ok(Self { own, classes, lane: Lane(EventNum(from.varint()?)) })
+        let lane = Lane(EventNum(from.varint()?));
+        if layout == 3 {
+            classes = classes.with_subscribed(&mut from)?;
+        }
+        Ok(Self { own, classes, lane })
     }
 }
 
@@ -224,18 +254,25 @@ pub struct RedactedOutcome {
 
 impl Value for RedactedOutcome {
     fn encode(&self, to: &mut Encoder) {
-        to.raw(&[3, self.classes.bits()]);
+        let is_simple = self.classes.is_simple();
+        to.raw(&[if is_simple { 3 } else { 4 }, self.classes.bits()]);
         to.varint(self.lane.0.0);
         Position::encode_key(self.redacted_at, to);
+        if !is_simple {
+            to.raw(&[self.classes.subscribed.bits()]);
+        }
     }
 
     fn decode(bytes: Bytes) -> Result<Self, Fault> {
         let mut from = Decoder(&bytes);
-        let (layout, bits) = (layout_upto(&mut from, 3)?, from.byte()?);
-        let classes = if layout == 1 { Outcomes::from_old_bits(bits) } else { Outcomes::from_bits(bits) };
+        let (layout, bits) = (layout_upto(&mut from, 4)?, from.byte()?);
+        let mut classes = if layout == 1 { Outcomes::from_old_bits(bits) } else { Outcomes::from_bits(bits) };
         let lane = Lane(EventNum(from.varint()?));
         // Layouts 1 and 2 did not say when.
-        let redacted_at = if layout == 3 { Position::decode_key(&mut from)? } else { Position::ZERO };
+        let redacted_at = if layout >= 3 { Position::decode_key(&mut from)? } else { Position::ZERO };
+        if layout == 4 {
+            classes = classes.with_subscribed(&mut from)?;
+        }
         Ok(Self { lane, classes, redacted_at })
     }
 }
@@ -249,16 +286,23 @@ mod tests {
 
     proptest! {
         #[test]
-        fn rows_come_back(own: u8, classes: u8, lane in 0_u64..1 << 40, numbers: [u64; 4]) {
-            let classes = Outcomes::from_bits(classes);
+        fn rows_come_back(
+            own: u8, classes: u8, subscribed: Option<u8>, lane in 0_u64..1 << 40, numbers: [u64; 5],
+        ) {
+            let mut classes = Outcomes::from_bits(classes);
+            if let Some(subscribed) = subscribed {
+                classes.subscribed = Outcome::from_bits(subscribed);
+            }
             let lane = Lane(EventNum(lane));
             let own = OwnOutcome { lane, own: Outcome::from_bits(own), classes };
             prop_assert_eq!(round_trip(&own), own);
             let redacted = RedactedOutcome { lane, classes, redacted_at: Position::new(numbers[0] >> 11).unwrap() };
             prop_assert_eq!(round_trip(&redacted), redacted);
-            let [a, b, c, d] = numbers;
-            let totals = Totals { last: classes, default: (a, b), mentions: (c, d) };
-            prop_assert_eq!(round_trip(&totals), totals);
+            let [a, b, c, d, e] = numbers;
+            for subscribed in [(a, b), (e, a)] {
+                let totals = Totals { last: classes, default: (a, b), mentions: (c, d), subscribed };
+                prop_assert_eq!(round_trip(&totals), totals);
+            }
             prop_assert_eq!(round_trip(&lane), lane);
         }
 
@@ -275,14 +319,18 @@ mod tests {
     fn rows_of_the_first_layout_are_read() {
         let loud = Outcome { notify: true, highlight: true, sound: Sound::None };
         let quiet = Outcome { highlight: false, ..loud };
-        let classes = Outcomes { default: loud, mentions: quiet };
+        let classes = Outcomes { default: loud, mentions: quiet, subscribed: loud };
         let totals = Totals::decode(vec![1, 0b0111, 3, 2, 1, 0].into()).unwrap();
-        assert_eq!(totals, Totals { last: classes, default: (3, 2), mentions: (1, 0) });
+        let expected = Totals { last: classes, default: (3, 2), mentions: (1, 0), subscribed: (3, 2) };
+        assert_eq!(totals, expected);
+        assert_eq!(Totals::decode(vec![2, classes.bits(), 3, 2, 1, 0].into()).unwrap(), expected);
         let own = OwnOutcome::decode(vec![1, 0b011101, 5].into()).unwrap();
         assert_eq!(own, OwnOutcome { lane: Lane(EventNum(5)), own: quiet, classes });
         let redacted = RedactedOutcome::decode(vec![1, 0b0111, 5].into()).unwrap();
         let expected = RedactedOutcome { lane: Lane(EventNum(5)), classes, redacted_at: Position::ZERO };
         assert_eq!(redacted, expected);
+        let third = OwnOutcome::decode(vec![2, quiet.bits(), classes.bits(), 5].into()).unwrap();
+        assert_eq!(third, own);
         let second = [2, classes.bits(), 5].to_vec();
         assert_eq!(RedactedOutcome::decode(second.into()).unwrap(), expected);
     }

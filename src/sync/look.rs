@@ -93,6 +93,11 @@ pub(crate) fn find_changes(window: &Window<'_>) -> Result<Changes, Fault> {
     if window.is_other_run() || window.counts()?.changed() > window.from {
         also.extend(members::list_joined_rooms(read, user)?);
     }
+    // So they do in rooms with threads that the user has subscribed to, or unsubscribed from.
+    match window.counts()?.list_resubscribed(read, (window.from, window.upto))? {
+        Some(rooms) => also.extend(rooms),
+        None => also.extend(members::list_joined_rooms(read, user)?),
+    }
     let caller = (user, window.ask.caller.user_id.as_str());
     // Rooms with receipts or sticky events that were left are looked at again.
     let from = window.from.min(window.receipts_from()).min(window.sticky_from());

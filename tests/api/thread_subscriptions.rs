@@ -4,7 +4,9 @@ use http::StatusCode;
 use serde_json::{Value, json};
 
 use crate::{
+    receipts::room_of,
     rooms::Rooms,
+    sliding_sync::Slide,
     support::{NOWHERE, TestClient, TestServer, encoded},
     sync::{Chain, must, room_of_two, say, send},
 };
@@ -199,4 +201,125 @@ async fn a_user_who_was_kicked_keeps_what_they_could_see() {
     assert_eq!(bob.get(&path(&room, &root)).await.0, StatusCode::OK);
     refused(&bob.put(&path(&room, &later), json!({})).await, 404, "M_NOT_FOUND");
     assert!(alice.state(&room, "m.room.create", "").await.0.is_success());
+}
+
+const RULES: &str = "/_matrix/client/v3/pushrules/global";
+const SILENT: &str = ".io.element.msc4306.rule.unsubscribed_thread";
+const LOUD: &str = ".io.element.msc4306.rule.subscribed_thread";
+
+/// The counts of a room, and those of each of its threads, as a client that begins sees them: notifications and highlights.
+async fn counts(client: &TestClient, room: &str) -> (Vec<u64>, Value) {
+    let filter = json!({ "room": { "timeline": { "unread_thread_notifications": true } } });
+    let sync = Chain::filtered(client, filter).next().await;
+    let told = &sync["rooms"]["join"][room];
+    let main = &told["unread_notifications"];
+    let number = |name: &str| main[name].as_u64().unwrap();
+    (
+        vec![number("notification_count"), number("highlight_count")],
+        told["unread_thread_notifications"].clone(),
+    )
+}
+
+fn count(notifications: u64, highlights: u64) -> Value {
+    json!({ "notification_count": notifications, "highlight_count": highlights })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_thread_counts_for_those_who_subscribe_to_it_once_they_subscribed_to_any() {
+    let server = TestServer::new();
+    let (people, room) = room_of(&server, &["alice", "bob", "carol"]).await;
+    let [alice, bob, carol] = [&people[0], &people[1], &people[2]];
+    let (one, two) = (say(alice, &room, "one").await, say(alice, &room, "two").await);
+    must(bob, &room, &format!("receipt/m.read/{}", encoded(&two)), json!({})).await;
+    reply(alice, &room, &one, "in one").await;
+    reply(alice, &room, &two, "in two").await;
+    let before = json!({ &one: count(1, 0), &two: count(1, 0) });
+    assert_eq!(counts(bob, &room).await, (vec![0, 0], before.clone()), "as without subscriptions");
+    let rules = bob.ok_get(&format!("{RULES}/")).await;
+    assert!(rules.get("postcontent").is_none(), "{rules}");
+    refused(&bob.get(&format!("{RULES}/postcontent/{LOUD}")).await, 404, "M_NOT_FOUND");
+    // With the first subscription come the rules, and clients are told of them and of the counts.
+    let mut chain = Chain::of(bob);
+    chain.next().await;
+    let mut slide = Slide::list(bob, 0, 9);
+    slide.body["extensions"] = json!({ "account_data": { "enabled": true } });
+    slide.next().await;
+    subscribe(bob, &path(&room, &one)).await;
+    let told = chain.next().await;
+    let data = told["account_data"]["events"].as_array().unwrap();
+    let rules = &data.iter().find(|event| event["type"] == "m.push_rules").unwrap()["content"]["global"];
+    let thread_rule = |id: &str, subscribed: bool, actions: Value| {
+        let condition = json!({ "kind": "io.element.msc4306.thread_subscription", "subscribed": subscribed });
+        json!({ "rule_id": id, "default": true, "enabled": true, "conditions": [condition], "actions": actions })
+    };
+    let loud = json!(["notify", { "set_tweak": "sound", "value": "default" }]);
+    let expected = [thread_rule(SILENT, false, json!([])), thread_rule(LOUD, true, loud)];
+    assert_eq!(rules["postcontent"], json!(expected));
+    assert_eq!(told["rooms"]["join"][&room]["unread_notifications"], count(1, 0));
+    let slid = slide.next().await;
+    assert_eq!(slid["rooms"][&room]["notification_count"], 1);
+    assert_eq!(slid["extensions"]["account_data"]["global"][0]["type"], "m.push_rules");
+    assert_eq!(counts(bob, &room).await, (vec![0, 0], json!({ &one: count(1, 0) })));
+    // Whatever no rule silences counts in a subscribed thread, also where the room only tells of mentions.
+    bob.ok_put(&format!("{RULES}/room/{}", encoded(&room)), json!({ "actions": [] })).await;
+    let in_thread = |root: &str| json!({ "rel_type": "m.thread", "event_id": root });
+    let sticker = json!({ "body": "s", "url": "mxc://a/b", "info": {}, "m.relates_to": in_thread(&one) });
+    alice.ok_put(&format!("/rooms/{room}/send/m.sticker/s"), sticker).await;
+    let notice = json!({ "msgtype": "m.notice", "body": "n", "m.relates_to": in_thread(&one) });
+    send(alice, &room, "notice", notice).await;
+    let mention = |root: &str| {
+        let mentions = json!({ "user_ids": [bob.user_id] });
+        json!({ "msgtype": "m.text", "body": "b", "m.mentions": mentions, "m.relates_to": in_thread(root) })
+    };
+    send(alice, &room, "mention", mention(&two)).await;
+    say(alice, &room, "outside").await;
+    let expected = json!({ &one: count(2, 0), &two: count(1, 1) });
+    assert_eq!(counts(bob, &room).await, (vec![0, 0], expected.clone()));
+    // Rules that the server has to judge by count alike.
+    bob.ok_put(&format!("{RULES}/content/word"), json!({ "pattern": "cake", "actions": ["notify"] })).await;
+    assert_eq!(counts(bob, &room).await, (vec![0, 0], expected));
+    reply(alice, &room, &two, "cake").await;
+    assert_eq!(counts(bob, &room).await.1, json!({ &one: count(2, 0), &two: count(2, 1) }));
+    // Counts follow subscriptions at once, and a client is told.
+    let mut chain = Chain::of(bob);
+    chain.next().await;
+    slide.next().await;
+    subscribe(bob, &path(&room, &two)).await;
+    assert_eq!(chain.next().await["rooms"]["join"][&room]["unread_notifications"], count(5, 1));
+    assert_eq!(slide.next().await["rooms"][&room]["notification_count"], 5);
+    bob.ok_delete(&path(&room, &one), json!({})).await;
+    assert_eq!(counts(bob, &room).await.1, json!({ &two: count(3, 1) }));
+    // A mute of everything holds for threads, too, and without the rules all is as before.
+    bob.ok_put(&format!("{RULES}/override/.m.rule.master/enabled"), json!({ "enabled": true })).await;
+    assert_eq!(counts(bob, &room).await.1, Value::Null);
+    bob.ok_put(&format!("{RULES}/override/.m.rule.master/enabled"), json!({ "enabled": false })).await;
+    bob.ok_delete(&format!("{RULES}/room/{}", encoded(&room)), json!({})).await;
+    for rule in [SILENT, LOUD] {
+        bob.ok_put(&format!("{RULES}/postcontent/{rule}/enabled"), json!({ "enabled": false })).await;
+    }
+    assert_eq!(counts(bob, &room).await, (vec![1, 0], json!({ &one: count(1, 0), &two: count(3, 1) })));
+    // Nobody else's counts changed.
+    assert_eq!(counts(carol, &room).await.1, json!({ &one: count(1, 0), &two: count(3, 0) }));
+    server.assert_whole();
+}
+
+#[tokio::test(start_paused = true)]
+async fn rules_between_content_and_room_are_the_servers_own() {
+    let server = TestServer::new();
+    let (alice, _, room) = room_of_two(&server).await;
+    let root = say(&alice, &room, "root").await;
+    subscribe(&alice, &path(&room, &root)).await;
+    for body in [json!({ "actions": [] }), json!({ "actions": [], "conditions": [] })] {
+        refused(&alice.put(&format!("{RULES}/postcontent/mine"), body).await, 400, "M_INVALID_PARAM");
+    }
+    let rule = format!("{RULES}/postcontent/{LOUD}");
+    let (status, _) = alice.delete(&rule, json!({})).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    alice.ok_put(&format!("{rule}/actions"), json!({ "actions": ["notify"] })).await;
+    assert_eq!(alice.ok_get(&rule).await["actions"], json!(["notify"]));
+    // They stay as the user made them, whatever else the user changes.
+    alice.ok_put(&format!("{RULES}/content/word"), json!({ "pattern": "cake", "actions": ["notify"] })).await;
+    subscribe(&alice, &path(&room, &root)).await;
+    assert_eq!(alice.ok_get(&rule).await["actions"], json!(["notify"]));
+    assert_eq!(alice.ok_get(&format!("{RULES}/")).await["postcontent"].as_array().unwrap().len(), 2);
 }

@@ -33,6 +33,8 @@ enum Kind {
     Message,
     Keyword,
     Notice,
+    /// Outside threads the default rules pass it over.
+    Sticker,
     Mention(usize),
     Edit,
     Reaction,
@@ -58,6 +60,10 @@ struct Rules {
     mentions_only: bool,
     keyword: bool,
     ignored: BTreeSet<usize>,
+    /// Threads count for who subscribes to them, since the user subscribed to one.
+    follows_threads: bool,
+    /// The places of the roots of threads that the user subscribes to.
+    subscribed: BTreeSet<usize>,
 }
 
 #[derive(Debug)]
@@ -106,9 +112,17 @@ impl Model {
         if is_silent {
             return (0, 0);
         }
+        let thread = event.thread.filter(|_| rules.follows_threads);
+        let is_subscribed = thread.map(|root| rules.subscribed.contains(&root));
         match event.kind {
             Kind::Mention(of) if of == user => (1, 1),
             Kind::Keyword if rules.keyword => (1, 1),
+            Kind::Message | Kind::Keyword | Kind::Mention(_) | Kind::Sticker
+                if is_subscribed == Some(true) =>
+            {
+                (1, 0)
+            }
+            _ if is_subscribed.is_some() => (0, 0),
             Kind::Message | Kind::Keyword | Kind::Mention(_) if !rules.mentions_only => (1, 0),
             _ => (0, 0),
         }
@@ -191,9 +205,13 @@ impl World {
 
     async fn say(&mut self) -> Option<()> {
         let user = self.member()?;
-        let (kind, mut content) = match self.dice.below(5) {
+        let (kind, mut content) = match self.dice.below(6) {
             0 => (Kind::Keyword, json!({ "msgtype": "m.text", "body": format!("some {HIGHLIGHT}, please") })),
             1 => (Kind::Notice, json!({ "msgtype": "m.notice", "body": "a notice" })),
+            5 => (
+                Kind::Sticker,
+                json!({ "body": "a sticker", "url": "mxc://test.example/sticker", "info": {} }),
+            ),
             2 => {
                 let of = self.dice.below(NAMES.len());
                 let mentions = json!({ "user_ids": [self.people[of].user_id] });
@@ -213,8 +231,29 @@ impl World {
             content["m.relates_to"] =
                 json!({ "rel_type": "m.thread", "event_id": self.model.events[root].id });
         }
-        let id = self.send(user, "m.room.message", content).await;
+        let event_type = if kind == Kind::Sticker { "m.sticker" } else { "m.room.message" };
+        let id = self.send(user, event_type, content).await;
         self.model.add(id, user, kind, thread, true);
+        Some(())
+    }
+
+    /// Subscribes somebody to a thread, or unsubscribes them from it. Half of the people never do, so that their rules stay as they are.
+    async fn subscribe(&mut self) -> Option<()> {
+        let user = self.member().filter(|user| user % 2 == 0)?;
+        let at = self.some_event()?;
+        let root = self.model.events[at].thread?;
+        let thread = encoded(&self.model.events[root].id);
+        let path = "/_matrix/client/unstable/io.element.msc4306/rooms";
+        let path = format!("{path}/{}/thread/{thread}/subscription", encoded(&self.room));
+        let rules = &mut self.model.rules[user];
+        if rules.subscribed.remove(&root) {
+            let (status, json) = self.people[user].delete(&path, json!({})).await;
+            assert_eq!(status, StatusCode::OK, "{json}");
+        } else {
+            rules.subscribed.insert(root);
+            rules.follows_threads = true;
+            self.put(user, &path, json!({})).await;
+        }
         Some(())
     }
 
@@ -340,12 +379,13 @@ impl World {
 
     async fn next(&mut self) {
         self.step += 1;
-        match self.dice.below(14) {
+        match self.dice.below(16) {
             0..=4 => self.say().await,
             5 | 6 => self.relate().await,
             7 => self.redact().await,
             8..=10 => self.read().await,
             11 | 12 => self.change_rules().await,
+            13 | 14 => self.subscribe().await,
             _ => self.come_or_go().await,
         };
         if self.dice.below(4) == 0 {

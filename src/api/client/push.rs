@@ -75,7 +75,7 @@ pub(crate) async fn set_pushrule(
     client: Client<Raw<set_pushrule::v3::Request>>,
 ) -> Result<set_pushrule::v3::Response> {
     let mut raw = client.request;
-    if matches!(raw.arg(0), "override" | "underride") {
+    if matches!(raw.arg(0), "override" | "underride" | "postcontent") {
         // A rule without conditions always matches, which ruma does not read.
         raw.body = raw.body.or_list("conditions")?;
     }

@@ -10,6 +10,7 @@ use crate::{
     error::{Exception, Refusal, Result},
     flows::{App, write},
     ids::{EventNum, Order, RoomNum},
+    push::rules,
     rooms::{self, event::StoredEvent, relations, visibility::Sight},
     schema::push::Lane,
     store::Read,
@@ -87,6 +88,7 @@ pub(crate) async fn subscribe(
             }
         };
         subscriptions::set(batch, owned.user, thread.room, thread.root, standing)?;
+        rules::follow_threads(batch, owned.user, &owned.user_id)?;
         write::wake(batch, owned.user);
         Ok(())
     })

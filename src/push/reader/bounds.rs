@@ -63,11 +63,13 @@ fn judged_events_count_within_all_their_bounds() {
     let (row, bob, read) = (room(), bob(), &*store.snapshot());
     let outcome = message().default;
     let count = |base: u64, from: u64, upto: u64| {
-        let events = (10..=30).rev().map(|place| (at(place), Lane::MAIN, outcome)).collect();
+        let event = |place| Notified { order: at(place), lane: Lane::MAIN, outcome, unsubscribed: outcome };
+        let events = (10..=30).rev().map(event).collect();
         let judged = Judged { version: Default::default(), from: at(from), upto: at(30), events };
         let mut floors = Floors::new(read, (ROOM, &row), (BOB, &bob), at(base)).unwrap();
         let mut sums = Sums::default();
-        add_judged(&mut sums, read, &judged, &mut floors, at(upto)).unwrap();
+        let lanes = &mut Lanes::of(Class::Default);
+        add_judged(&mut sums, read, &judged, (&mut floors, lanes), at(upto)).unwrap();
         sums.tally().main.notifications
     };
     // The receipt is for 15, so that the first one that counts is 16.

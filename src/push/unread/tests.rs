@@ -38,12 +38,14 @@ fn outcome(notify: bool, highlight: bool) -> Outcome {
 
 /// A message notifies those with the default rules, and nobody who hears of mentions only.
 pub(in crate::push) fn message() -> Outcomes {
-    Outcomes { default: outcome(true, false), mentions: Outcome::default() }
+    let default = outcome(true, false);
+    Outcomes { default, mentions: Outcome::default(), subscribed: default }
 }
 
 /// A call highlights for both classes.
 fn call() -> Outcomes {
-    Outcomes { default: outcome(true, true), mentions: outcome(true, true) }
+    let loud = outcome(true, true);
+    Outcomes { default: loud, mentions: loud, subscribed: loud }
 }
 
 /// Counts an event after all that were counted before it.
@@ -76,7 +78,7 @@ fn count(read: &Snapshot, class: Class, joined: u64, upto: u64) -> Tally {
     let (row, bob) = (room(), bob());
     let mut floors = Floors::new(read, (ROOM, &row), (BOB, &bob), at(joined)).unwrap();
     let mut sums = Sums::default();
-    add_of_class(&mut sums, read, class, &mut floors, at(upto)).unwrap();
+    add_of_class(&mut sums, read, &mut Lanes::of(class), &mut floors, at(upto)).unwrap();
     sums.tally()
 }
 
