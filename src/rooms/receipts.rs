@@ -144,6 +144,32 @@ pub fn list_newest(
     load(read, room, logged)
 }
 
+/// Lists the public receipts of a room for events at or above an order, newest first, at most `count`, and this user's own for
+/// whatever events, at most `count` of these too. What is at or before `upto` counts.
+pub fn list_for_events(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    (start, upto): (Order, Position),
+    user_id: &str,
+    count: usize,
+) -> Result<Vec<(ReceiptKey, ReceiptRow)>, Fault> {
+    // A receipt is stored after the event that it is for.
+    let (low, high) = (Bound::Included((room, start.anchor)), Bound::Included((room, upto)));
+    let public = schema::RECEIPT_LOG.range_mostly_empty::<(RoomNum, Position)>(read, low, high)?;
+    let public = public.take(count).map(|row| row.map(|((_, position), Json(key))| (position, key)));
+    let mut receipts = load(read, room, public.collect::<Result<Vec<_>, Fault>>()?)?;
+    receipts.retain(|(key, row)| row.order >= start && key.user != user_id);
+    let own = schema::RECEIPTS.prefix::<(RoomNum, String)>(read, (room, user_id), Direction::Up)?;
+    for row in own.take(count) {
+        let ((_, user, kind, thread), row) = row?;
+        let Ok(user) = user.try_into() else { continue };
+        if row.position <= upto {
+            receipts.push((ReceiptKey { user, kind, thread }, row));
+        }
+    }
+    Ok(receipts)
+}
+
 /// Loads the receipts that the log names at these positions.
 fn load(
     read: &(impl Read + ?Sized),

@@ -198,6 +198,49 @@ async fn receipts_and_typing_are_told_of_the_rooms_that_are_shown() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_room_begins_with_the_receipts_for_its_timeline_and_with_ones_own() {
+    let server = TestServer::new();
+    let (alice, bob, room) = room_of_two(&server).await;
+    let carol = server.register("carol").await;
+    must(&carol, &room, "join", json!({})).await;
+    let mut events = Vec::new();
+    for number in 0..4 {
+        events.push(say(&bob, &room, &number.to_string()).await);
+    }
+    read(&alice, &room, &events[0]).await;
+    read(&bob, &room, &events[1]).await;
+    read(&carol, &room, &events[3]).await;
+    let mut slide = Slide::of(&alice, with("receipts", json!({ "enabled": true })));
+    let readers = |answer: &Value| -> Vec<(String, String)> {
+        let content = answer["extensions"]["receipts"]["rooms"][&room]["content"].as_object().cloned();
+        let mut found = Vec::new();
+        for (event, kinds) in content.unwrap_or_default() {
+            let users = kinds["m.read"].as_object().cloned().unwrap_or_default();
+            found.extend(users.keys().map(|user| (event.clone(), user.clone())));
+        }
+        found.sort();
+        found
+    };
+    let sorted = |mut pairs: Vec<(String, String)>| {
+        pairs.sort();
+        pairs
+    };
+    let own = (events[0].clone(), alice.user_id.clone());
+    let of_bob = (events[1].clone(), bob.user_id.clone());
+    let of_carol = (events[3].clone(), carol.user_id.clone());
+    assert_eq!(readers(&slide.next().await), sorted(vec![own.clone(), of_carol.clone()]));
+    // With more of the timeline come the receipts for it.
+    slide.body["lists"]["all"]["timeline_limit"] = json!(3);
+    let wider = slide.next().await;
+    assert_eq!(wider["rooms"][&room]["timeline"].as_array().unwrap().len(), 3);
+    assert_eq!(readers(&wider), sorted(vec![own, of_bob, of_carol]));
+    // From then on each is told, for whatever event.
+    read(&carol, &room, &events[2]).await;
+    read(&bob, &room, &events[2]).await;
+    assert_eq!(readers(&slide.next().await), [(events[2].clone(), bob.user_id.clone())]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn extensions_of_unknown_names_are_passed_over() {
     let server = TestServer::new();
     let (alice, _, room) = room_of_two(&server).await;

@@ -54,10 +54,11 @@ pub(crate) fn covered(extensions: &Extensions, scope: &Scope<'_>, membership: Me
     }
 }
 
-/// Tells the extensions of one room. `known` is what the client knows of the room, if it goes on from there.
+/// Tells the extensions of one room. `known` is what the client knows of the room, if it goes on from there; `shown_from` is where the
+/// timeline of this answer begins, if it has events from before what the client knew.
 pub(crate) fn of_room(
     room: &RoomWindow<'_, '_>,
-    known: Option<&RoomSent>,
+    (known, shown_from): (Option<&RoomSent>, Option<Order>),
     covered: Covered,
     data: &mut AccountData,
     answer: &mut Answer<'_, '_>,
@@ -79,7 +80,14 @@ pub(crate) fn of_room(
         }
     }
     if covered.receipts {
-        let told = receipts::collect(if before.receipts { room } else { &as_new })?;
+        let mut told = match (before.receipts, shown_from) {
+            (true, _) => receipts::collect(room)?,
+            (false, None) => receipts::collect(&as_new)?,
+            (false, Some(_)) => Vec::new(),
+        };
+        if let Some(start) = shown_from {
+            told.extend(receipts::collect_for_events(room, start)?);
+        }
         answer.receipts(room_id, &told);
     }
     if covered.data {

@@ -171,6 +171,8 @@ struct Telling {
     config: u32,
     events: u32,
     members: Vec<StateKeyNum>,
+    /// Where the timeline begins, if it has events from before what the client knew.
+    shown_from: Option<Order>,
 }
 
 impl<'w> Walk<'_, 'w> {
@@ -282,7 +284,8 @@ impl<'w> Walk<'_, 'w> {
             true => limit,
         };
         let config = self.remember(known, &config.wishes, news.state.has_stale);
-        let telling = Telling { config, events, members: news.state.members.clone() };
+        let shown_from = (stays.is_none() || news.is_expanded).then_some(news.timeline.start);
+        let telling = Telling { config, events, members: news.state.members.clone(), shown_from };
         if news.is_news {
             self.write(at, &room, &news, stays.is_none())?;
             if self.ask.extensions.sticky.is_on() {
@@ -310,7 +313,7 @@ impl<'w> Walk<'_, 'w> {
                 let head = at.head(at.sent.is_none());
                 self.answer.outside(&room, &head, &state)?;
                 self.told += 1;
-                let telling = Telling { config: 0, events: 0, members: Vec::new() };
+                let telling = Telling { config: 0, events: 0, members: Vec::new(), shown_from: None };
                 self.keep(at, &room, user_row.membership, telling, false)
             }
             // The user is not told of an invitation, but that an earlier stay has ended.
@@ -352,7 +355,8 @@ impl<'w> Walk<'_, 'w> {
         };
         let news = sliding::left(&room, wanted)?;
         let config = self.remember(held, wishes, news.state.has_stale);
-        let telling = Telling { config, events: u32::MAX, members: news.state.members.clone() };
+        let members = news.state.members.clone();
+        let telling = Telling { config, events: u32::MAX, members, shown_from: None };
         self.write(at, &room, &news, known.is_none())?;
         self.keep(at, &room, membership, telling, known.is_some())?;
         if user_row.forgotten {
@@ -386,7 +390,8 @@ impl<'w> Walk<'_, 'w> {
         self.write_dm(at)?;
         let Some(sent) = at.sent else { return Ok(()) };
         let room = at.room(self.window, self.place(at, Standing::Knows(Order::upto(self.position_of(sent)))));
-        let telling = Telling { config: sent.config, events: sent.events, members: sent.members.clone() };
+        let members = sent.members.clone();
+        let telling = Telling { config: sent.config, events: sent.events, members, shown_from: None };
         self.keep(at, &room, sent.membership, telling, true)
     }
 
@@ -400,8 +405,8 @@ impl<'w> Walk<'_, 'w> {
         goes_on: bool,
     ) -> Result<(), Fault> {
         let known = at.sent.filter(|_| goes_on);
-        extensions::of_room(room, known, at.covered, &mut self.data, &mut self.answer)?;
-        let Telling { config, events, members } = telling;
+        let Telling { config, events, members, shown_from } = telling;
+        extensions::of_room(room, (known, shown_from), at.covered, &mut self.data, &mut self.answer)?;
         let now = RoomSent {
             upto: None,
             membership,

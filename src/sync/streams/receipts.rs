@@ -1,6 +1,7 @@
 //! The receipts of a room: how far others have read, and how far the user has on other devices.
 
 use crate::{
+    ids::Order,
     rooms::receipts,
     schema::event_types::RECEIPT,
     schema::receipts::{ReceiptKey, ReceiptRow},
@@ -35,9 +36,30 @@ pub(crate) fn collect(room: &RoomWindow<'_, '_>) -> Result<Vec<(ReceiptKey, Rece
             page.receipts
         }
     };
-    if !new.is_empty() {
-        let ignored = window.ignored()?;
-        new.retain(|(key, _)| !ignored.contains(key.user.as_str()));
-    }
+    leave_out_ignored(room, &mut new)?;
     Ok(new)
+}
+
+/// Collects the receipts for events from an order on, and all of the user's own: those that a client is told with a timeline that
+/// begins there. How far others had read before that tells it nothing, and in a large room would be most of the answer.
+pub(crate) fn collect_for_events(
+    room: &RoomWindow<'_, '_>,
+    start: Order,
+) -> Result<Vec<(ReceiptKey, ReceiptRow)>, Fault> {
+    let window = room.window;
+    let (span, user_id) = ((start, window.upto), window.ask.caller.user_id.as_str());
+    let mut found = receipts::list_for_events(window.read, room.num, span, user_id, RECEIPTS_MAX)?;
+    leave_out_ignored(room, &mut found)?;
+    Ok(found)
+}
+
+fn leave_out_ignored(
+    room: &RoomWindow<'_, '_>,
+    receipts: &mut Vec<(ReceiptKey, ReceiptRow)>,
+) -> Result<(), Fault> {
+    if !receipts.is_empty() {
+        let ignored = room.window.ignored()?;
+        receipts.retain(|(key, _)| !ignored.contains(key.user.as_str()));
+    }
+    Ok(())
 }
