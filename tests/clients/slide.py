@@ -1,0 +1,267 @@
+"""A person with many rooms follows sliding sync (MSC4186) with a real client, through a server that is killed on the way.
+
+    slide.py path/to/aqueduct js=COMMAND ..
+
+Starts a server of its own for each client, and plays the scenario of `play`. A client is a process that is driven by lines of JSON, as
+those of talk.py are; it tells a whole view of what it shows whenever that changes:
+
+    {"view": {"count": rooms of the list, "rooms": [ids, the newest first], "invites": [ids], "unread": {id: [notifications, highlights]},
+              "said": {id of an opened room: [bodies, the oldest first]}, "topics": {id: topic}}}
+
+Fails on the first thing that the client does not show in time.
+"""
+
+import asyncio
+import json
+import pathlib
+import secrets
+import shlex
+import signal
+import socket
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+
+SECONDS_MAX = 20
+ROOMS = 33
+
+
+class Mismatch(Exception):
+    """What came is not what the scenario demands."""
+
+
+class Server:
+    """Aqueduct, in a directory and on a port of its own."""
+
+    def __init__(self, binary, directory):
+        self.binary, self.directory = binary, pathlib.Path(directory)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        (self.directory / "conduit.toml").write_text(f"""
+[server]
+name = "localhost:{port}"
+data_dir = "{self.directory}/data"
+public_base_url = "{self.url}"
+[[listener]]
+address = "127.0.0.1:{port}"
+[registration]
+mode = "open"
+[limits]
+rate_limits = false
+""")
+
+    async def start(self):
+        with open(self.directory / "log", "ab") as log:
+            self.process = await asyncio.create_subprocess_exec(
+                self.binary, "--config", str(self.directory / "conduit.toml"), "serve", stdout=log, stderr=log)
+        for _ in range(100):
+            try:
+                await asyncio.to_thread(urllib.request.urlopen, self.url + "/_matrix/client/versions", None, 1)
+                return
+            except OSError:
+                await asyncio.sleep(0.1)
+        raise Mismatch("the server did not start")
+
+    async def end(self, by):
+        if self.process.returncode is None:
+            self.process.send_signal(by)
+        try:
+            return await asyncio.wait_for(self.process.wait(), 10)
+        except TimeoutError:
+            self.process.kill()
+            raise Mismatch(f"the server did not end within 10 seconds of {by.name}") from None
+
+    def log(self):
+        return (self.directory / "log").read_text(errors="replace")
+
+
+class Account:
+    """A user who asks by plain HTTP."""
+
+    def __init__(self, server, answer):
+        self.server, self.user, self.token = server, answer["user_id"], answer["access_token"]
+
+    @classmethod
+    async def register(cls, server, name):
+        body = {"username": name, "password": "password", "auth": {"type": "m.login.dummy"}}
+        return cls(server, await ask(server, "POST", "v3/register", body))
+
+    async def do(self, method, path, body=None):
+        return await ask(self.server, method, path, body, self.token)
+
+    async def create(self, **details):
+        return (await self.do("POST", "v3/createRoom", details))["room_id"]
+
+    async def say(self, room, body, **more):
+        path = f"v3/rooms/{room}/send/m.room.message/{secrets.token_hex(8)}"
+        return (await self.do("PUT", path, {"msgtype": "m.text", "body": body, **more}))["event_id"]
+
+
+async def ask(server, method, path, body=None, token=None):
+    def send():
+        headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
+        data = json.dumps(body if body is not None else {}).encode() if method != "GET" else None
+        request = urllib.request.Request(f"{server.url}/_matrix/client/{path}", data, headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=SECONDS_MAX) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as refused:
+            raise Mismatch(f"{method} {path}: {refused.code} {refused.read().decode(errors='replace')}") from None
+
+    return await asyncio.to_thread(send)
+
+
+class Client:
+    """The client under test: what it is told to do, and what it shows."""
+
+    def __init__(self):
+        self.view, self.news, self.answers, self.problem = {}, asyncio.Condition(), {}, None
+
+    async def start(self, command, url):
+        self.process = await asyncio.create_subprocess_exec(
+            *shlex.split(command), url, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=1 << 24)
+        self.listening = asyncio.create_task(self.listen())
+
+    async def listen(self):
+        while line := await self.process.stdout.readline():
+            try:
+                line = json.loads(line)
+            except ValueError:  # a library's own chatter
+                print(line.decode().rstrip(), file=sys.stderr)
+                continue
+            async with self.news:
+                if "view" in line:
+                    self.view = line["view"]
+                elif "broken" in line:
+                    self.problem = line["broken"]
+                else:
+                    self.answers.pop(line["id"]).set_result(line)
+                self.news.notify_all()
+
+    async def do(self, verb, **details):
+        number = secrets.randbits(40)
+        answer = self.answers[number] = asyncio.get_running_loop().create_future()
+        self.process.stdin.write(json.dumps({"id": number, "do": verb, **details}).encode() + b"\n")
+        await self.process.stdin.drain()
+        try:
+            answer = await asyncio.wait_for(answer, SECONDS_MAX)
+        except TimeoutError:
+            raise Mismatch(f"no answer to {verb} {details}") from None
+        if "error" in answer:
+            raise Mismatch(f"{verb} {details} failed: {answer['error']}")
+        return answer["result"]
+
+    async def shows(self, what, holds):
+        """Waits until the view is as it must be."""
+
+        def is_so():
+            if self.problem:
+                raise Mismatch(f"the client broke: {self.problem}")
+            try:
+                return holds(self.view)
+            except (KeyError, IndexError):
+                return False
+
+        async with self.news:
+            try:
+                await asyncio.wait_for(self.news.wait_for(is_so), SECONDS_MAX)
+            except TimeoutError:
+                raise Mismatch(f"{what}: the client shows {json.dumps(self.view, indent=1)}") from None
+
+    async def stop(self):
+        self.process.stdin.close()
+        try:
+            await asyncio.wait_for(self.process.wait(), 10)
+        except TimeoutError:
+            self.process.kill()
+            raise Mismatch("the client did not end by itself") from None
+
+
+async def play(server, client, command):
+    user, friend = await Account.register(server, "user"), await Account.register(server, "friend")
+    rooms = [await user.create(name=f"room {number}", preset="public_chat") for number in range(ROOMS)]
+    old, older = rooms[1], rooms[2]
+    for room in (old, older):
+        await friend.do("POST", f"v3/join/{room}")
+    await user.do("PUT", f"v3/rooms/{older}/state/m.room.topic/", {"topic": "what it is about"})
+    said = [f"message {number}" for number in range(25)]
+    for body in said:
+        await friend.say(older, body)
+    await user.say(rooms[-1], "newer than all")
+
+    await client.start(command, server.url)
+    await client.do("login", user="user", password="password")
+    await client.shows("the list's first rooms", lambda view: view["count"] == ROOMS and len(view["rooms"]) >= 30)
+    await client.do("grow")
+    await client.shows("all rooms", lambda view: len(view["rooms"]) == ROOMS)
+    await client.shows("the newest rooms first", lambda view: view["rooms"][:2] == [rooms[-1], older])
+    await client.shows("what is unread", lambda view: view["unread"][older] == [25, 0] and view["unread"][old] == [0, 0])
+
+    await friend.say(old, "up")
+    await client.shows("a room that moves up", lambda view: view["rooms"][0] == old and view["unread"][old] == [1, 0])
+
+    await client.do("open", room=older)
+    await client.shows("the timeline and state of a room that is opened", lambda view: view["said"][older][-20:] == said[-20:] and view["topics"][older] == "what it is about")
+    last = await friend.say(older, "hey", **{"m.mentions": {"user_ids": [user.user]}})
+    await client.shows("a mention", lambda view: view["said"][older][-1] == "hey" and view["unread"][older] == [26, 1])
+    await user.do("POST", f"v3/rooms/{older}/receipt/m.read/{last}", {})
+    await client.shows("that everything is read", lambda view: view["unread"][older] == [0, 0])
+    await user.do("PUT", f"v3/rooms/{older}/state/m.room.topic/", {"topic": "another"})
+    await client.shows("another topic", lambda view: view["topics"][older] == "another")
+
+    invited = await friend.create(name="invited", preset="private_chat", invite=[user.user])
+    await client.shows("an invitation", lambda view: view["invites"] == [invited])
+    await client.do("accept", room=invited)
+    await friend.say(invited, "welcome")
+    await client.shows("the room that was accepted", lambda view: view["rooms"][0] == invited and not view["invites"])
+
+    thread = f"unstable/io.element.msc4306/rooms/{older}/thread/{last}/subscription"
+    await user.do("PUT", thread, {})
+    for _ in range(SECONDS_MAX * 10):
+        if (known := await client.do("thread", room=older, root=last)) is not None:
+            break
+        await asyncio.sleep(0.1)
+    if known is None:
+        raise Mismatch("the client was not told of a subscription to a thread")
+
+    await server.end(signal.SIGKILL)
+    await server.start()
+    await friend.say(older, "after the fall")
+    await client.shows("a message after the server was killed", lambda view: view["rooms"][0] == older and view["said"][older][-1] == "after the fall")
+    await friend.say(old, "and on")
+    await client.shows("the list goes on", lambda view: view["rooms"][:2] == [old, older] and view["count"] == ROOMS + 1)
+    await client.stop()
+
+
+async def main(binary, clients):
+    for client in clients:
+        name, command = client.split("=", 1)
+        began = time.monotonic()
+        with tempfile.TemporaryDirectory() as directory:
+            server, client = Server(binary, directory), Client()
+            try:
+                await server.start()
+                await play(server, client, command)
+                if (code := await server.end(signal.SIGTERM)) != 0:
+                    raise Mismatch(f"the server ended with {code}")
+                if "panicked" in server.log():
+                    raise Mismatch("the server panicked")
+            except Mismatch as mismatch:
+                print("\n".join(server.log().splitlines()[-40:]), file=sys.stderr)
+                print(f"sliding sync with {name}: {mismatch}", file=sys.stderr)
+                return 1
+            finally:
+                for process in (server, client):
+                    process = getattr(process, "process", None)
+                    if process and process.returncode is None:
+                        process.kill()
+                        await process.wait()
+        print(f"sliding sync with {name}: well, in {time.monotonic() - began:.1f} s")
+    return 0
+
+
+sys.exit(asyncio.run(main(sys.argv[1], sys.argv[2:])))
