@@ -1,6 +1,6 @@
 """A person with many rooms follows sliding sync (MSC4186) with a real client, through a server that is killed on the way.
 
-    slide.py path/to/aqueduct js=COMMAND ..
+    slide.py path/to/aqueduct js=COMMAND rust=COMMAND ..
 
 Starts a server of its own for each client, and plays the scenario of `play`. A client is a process that is driven by lines of JSON, as
 those of talk.py are; it tells a whole view of what it shows whenever that changes:
