@@ -117,12 +117,12 @@ pub struct Rooms {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EncryptNew {
-    /// None: clients decide.
+    /// No room, so that clients decide.
     #[default]
     Off,
     /// Rooms into which one is invited: the presets for private chats.
     Invite,
-    /// Every room.
+    /// Every room that is made here.
     All,
 }
 

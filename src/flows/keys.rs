@@ -26,7 +26,7 @@ pub(crate) use claim::{claim, claim_for_server};
 pub(crate) use list::list_for_server;
 pub(crate) use query::{query, query_for_server};
 pub(crate) use sign::{Signed, upload_signatures};
-pub(crate) use signing_keys::{forget, upload_signing_keys};
+pub(crate) use signing_keys::upload_signing_keys;
 
 /// An upload has at most this many one-time keys: as many as a device keeps here.
 const UPLOADED_MAX: usize = ONE_TIME_KEYS_MAX as usize;

@@ -29,7 +29,7 @@ impl Lanes {
         Self { by_subscription: true, ..Self::of(class) }
     }
 
-    /// Whether nothing counts.
+    /// Whether nothing counts in any lane.
     pub(crate) fn are_muted(&self) -> bool {
         self.class == Class::Muted
     }

@@ -188,7 +188,7 @@ async fn each_sees_the_signatures_that_they_may_see() {
     let device = alices.signed(&alices.self_signing, phone.device_keys(&alice));
     assert_eq!(sign(&alice, json!({ &alice.user_id: { &alice.device_id: device } })).await, json!({}));
     for follower in [&mut of_alice, &mut of_bob] {
-        assert_eq!(follower.next().await, [alice.user_id.clone()]);
+        assert_eq!(follower.next().await, std::slice::from_ref(&alice.user_id));
     }
     for client in [&alice, &bob] {
         let shown = query(client, &alice).await;
@@ -200,7 +200,7 @@ async fn each_sees_the_signatures_that_they_may_see() {
     let signed = alices.signed(&alices.user_signing, bobs.master_key());
     let body = json!({ &bob.user_id: { bobs.master.public(): signed } });
     assert_eq!(sign(&alice, body.clone()).await, json!({}));
-    assert_eq!(of_alice.next().await, [bob.user_id.clone()]);
+    assert_eq!(of_alice.next().await, std::slice::from_ref(&bob.user_id));
     assert_eq!(of_bob.next().await, [""; 0]);
     assert_eq!(query(&alice, &bob).await["master_keys"][&bob.user_id], signed);
     assert_eq!(query(&bob, &bob).await["master_keys"][&bob.user_id], bobs.master_key());

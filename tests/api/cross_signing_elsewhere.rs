@@ -55,7 +55,7 @@ async fn keys_and_signatures_reach_the_other_server_and_are_kept_there() {
     assert_eq!(query(&bob, of).await.get("master_keys"), None);
     let mut since = begin(&bob).await;
     let keys = Identity::new(&alice, "first");
-    // What the other server sees by itself: whatever is asked for is refused.
+    // The other server sees this by itself: whatever is asked for is refused.
     let seen = async |since: &mut String| {
         pause(federated.server(0), 5).await;
         assert_eq!(changed(&bob, since).await, [of]);
@@ -157,7 +157,7 @@ impl Script {
             let path = arrived.request.uri().path().to_owned();
             let reply = if path.starts_with("/_matrix/federation/v1/send/") {
                 let body: Value = serde_json::from_slice(arrived.request.body()).unwrap();
-                // Whoever is online is told as well, which these tests do not ask.
+                // A user who is online is told as well, which these tests do not ask.
                 let edus = body["edus"].as_array().cloned().unwrap_or_default().into_iter();
                 tells.lock().extend(edus.filter(|edu| edu["edu_type"] != "m.presence"));
                 answer_json(200, r#"{"pdus":{}}"#)

@@ -34,7 +34,7 @@ async fn new_rooms_are_encrypted_as_the_settings_say() {
         for request in [json!({ "visibility": "public" }), json!({ "preset": "public_chat" })] {
             assert_eq!(algorithm(&alice, request).await, of_public, "{setting:?}");
         }
-        // Whoever says how a room is encrypted is asked no more.
+        // A client that says how a room is encrypted is asked no more.
         let content = json!({ "algorithm": "m.other", "rotation_period_msgs": 5 });
         let own = json!({ "initial_state": [{ "type": "m.room.encryption", "state_key": "", "content": content }] });
         assert_eq!(algorithm(&alice, own).await.as_deref(), Some("m.other"));

@@ -70,20 +70,24 @@ async fn a_poll_that_waits_ends_when_its_account_is_locked_or_its_device_is_logg
     let poll = async |client: &TestClient, path: &str, name: &str| {
         let since = client.ok_get("/sync").await["next_batch"].as_str().unwrap().to_owned();
         let (client, path) = (client.clone(), format!("{V3}/{path}?timeout=60000&{name}={since}"));
-        server.begin(async move { client.get(&path).await })
+        // A poll under way is handed on in a list, because it is something to be awaited itself.
+        [server.begin(async move { client.get(&path).await })]
     };
-    let mut of_phone = poll(&phone, "sync", "since").await;
-    let mut of_alice = [poll(&alice, "sync", "since").await, poll(&alice, "events", "from").await];
+    let [mut of_phone] = poll(&phone, "sync", "since").await;
+    let [syncs] = poll(&alice, "sync", "since").await;
+    let [follows] = poll(&alice, "events", "from").await;
+    let mut of_alice = [syncs, follows];
     env.sleep(Duration::from_secs(1)).await;
     assert!(of_phone.try_recv().is_err(), "it waits");
     phone.ok_post("/logout", json!({})).await;
     env.sleep(Duration::from_secs(1)).await;
-    assert_eq!(code(&of_phone.try_recv().unwrap()), (401, "M_UNKNOWN_TOKEN"));
+    let answer = of_phone.try_recv().unwrap();
+    assert_eq!(code(&answer), (401, "M_UNKNOWN_TOKEN"), "{answer:?}");
     // The other device learns of it, and waits on.
     let answer = of_alice[0].try_recv();
     if let Ok(answer) = answer {
         assert_eq!(answer.0, StatusCode::OK);
-        of_alice[0] = poll(&alice, "sync", "since").await;
+        [of_alice[0]] = poll(&alice, "sync", "since").await;
     }
     env.sleep(Duration::from_secs(1)).await;
     assert!(of_alice.iter_mut().all(|poll| poll.try_recv().is_err()), "they wait");

@@ -31,7 +31,8 @@ async fn the_delay_is_how_long_changes_are_gathered() {
         let before = app.env.now_ms();
         indexed(&server).await;
         let took_ms = app.env.now_ms() - before;
-        assert!(took_ms <= delay_ms && took_ms + 50 >= delay_ms, "{took_ms} ms of {delay_ms}");
+        // Each of the two sleeps may be rounded up.
+        assert!(took_ms <= delay_ms + 2 && took_ms + 50 >= delay_ms, "{took_ms} ms of {delay_ms}");
     }
 }
 

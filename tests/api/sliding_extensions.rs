@@ -416,7 +416,7 @@ async fn changes_of_thread_subscriptions_are_told_with_a_token_that_leads_to_the
         woken["extensions"][THREADS]["unsubscribed"][&room][&roots[0]]["bump_stamp"].as_u64()
             > newest["bump_stamp"].as_u64()
     );
-    // What changed while the extension was off is told when it is on again, and the token leads back to where it was told last.
+    // Changes from while the extension was off are told when it is on again, and the token leads back to where it was told last.
     slide.body["extensions"][THREADS]["enabled"] = json!(false);
     for root in &roots[1..4] {
         alice.ok_delete(&thread(&room, root), json!({})).await;

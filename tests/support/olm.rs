@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::TestClient;
 
-/// An ed25519 key.
+/// A key of ed25519 that signs.
 pub(crate) struct Pair(SigningKey);
 
 impl Pair {

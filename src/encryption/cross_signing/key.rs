@@ -81,7 +81,7 @@ impl SigningKey {
             return refuse("have your user id in `user_id`");
         }
         if !object.texts("usage").any(|it| it == usage.as_str()) {
-            return refuse(&format!("have \"{}\" in `usage`", usage.as_str()));
+            return refuse(&format!("have `{}` in `usage`", usage.as_str()));
         }
         match Self::of(object) {
             Some(key) => Ok(key),

@@ -1,18 +1,19 @@
 //! Ends an account for good, and deletes what it kept here.
 
-use ruma::OwnedUserId;
+use ruma::{OwnedUserId, UserId};
 
 use crate::{
     accounts::{
         account_data, devices::Ending, filters, openid, passwords, presence, profiles, subscriptions, users,
     },
-    encryption::backup,
+    encryption::{backup, cross_signing, device_lists},
     error::Result,
-    flows::{App, account::log_out, jobs, keys, write},
+    flows::{App, account::log_out, jobs, write},
     ids::UserNum,
     push::rules,
     rooms::delayed,
     schema::jobs::Job,
+    store::{Batch, Fault},
 };
 
 /// Ends an account: nobody can log in to it any more, its data is deleted, it leaves its rooms, and nobody else gets its name.
@@ -22,7 +23,7 @@ pub(crate) async fn deactivate(app: &App, user: UserNum, user_id: OwnedUserId, e
         users::deactivate(batch, user, erase)?;
         passwords::set(batch, user, None);
         let swept = log_out::end(app, batch, user, &user_id, &Ending::All)?;
-        keys::forget(batch, user, &user_id)?;
+        forget_signing_keys(batch, user, &user_id)?;
         account_data::delete_all(batch, user);
         filters::delete_all(batch, user);
         openid::delete_all(batch, user);
@@ -37,4 +38,13 @@ pub(crate) async fn deactivate(app: &App, user: UserNum, user_id: OwnedUserId, e
     .await?;
     jobs::begin(app, swept);
     jobs::keep(app, Some(told)).await
+}
+
+/// Forgets the keys with which the user signs, and has others told if there are some.
+fn forget_signing_keys(batch: &mut Batch, user: UserNum, user_id: &UserId) -> Result<(), Fault> {
+    if cross_signing::delete_all(batch, user)? {
+        device_lists::signing_keys_changed(batch, user, user_id, &[])?;
+        write::wake_sharing(batch, user);
+    }
+    Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ruma::{UserId, api::client::uiaa::AuthData};
+use ruma::api::client::uiaa::AuthData;
 use serde_json::json;
 
 use crate::{
@@ -13,8 +13,7 @@ use crate::{
     },
     error::{Error, Result},
     flows::{App, account::confirm, write},
-    ids::UserNum,
-    store::{Batch, Fault},
+    store::Batch,
 };
 
 /// `POST /keys/device_signing/upload`: stores keys in place of those that they replace, and has all told who share a room with the user. A key
@@ -83,15 +82,6 @@ pub(super) fn tell(batch: &mut Batch, of: &Caller, told: Told) -> Result<(), Err
         write::wake_sharing(batch, of.user);
     } else if own {
         write::wake(batch, of.user);
-    }
-    Ok(())
-}
-
-/// Forgets the keys of an account that ends, and has others told if it had some.
-pub(crate) fn forget(batch: &mut Batch, user: UserNum, user_id: &UserId) -> Result<(), Fault> {
-    if cross_signing::delete_all(batch, user)? {
-        device_lists::signing_keys_changed(batch, user, user_id, &[])?;
-        write::wake_sharing(batch, user);
     }
     Ok(())
 }

@@ -117,6 +117,7 @@ async fn searches_have_what_was_sent_committed_but_never_in_a_storm() {
 #[tokio::test(start_paused = true)]
 async fn a_search_waits_for_what_it_lacks_alone_and_for_a_bounded_time() {
     let house = house(600_000).await;
+    house.app().env.sleep(Duration::from_secs(1_200)).await;
     assert_eq!(house.settle().await, 0, "nothing was written since");
     house.say("second").await;
     assert!(house.is_behind());

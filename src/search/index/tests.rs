@@ -106,7 +106,7 @@ fn an_index_of_another_store_layout_or_of_garbage_is_begun_anew() {
     }
     let ram = filled();
     let text = String::from_utf8(ram.atomic_read(meta).unwrap()).unwrap();
-    let other = text.replace("\\\"layout\\\":1", "\\\"layout\\\":0");
+    let other = text.replace("\\\"layout\\\":2", "\\\"layout\\\":1");
     assert_ne!(text, other);
     ram.atomic_write(meta, other.as_bytes()).unwrap();
     assert_eq!(begun(&ram, 0, 10), (0, 10, true), "another layout");

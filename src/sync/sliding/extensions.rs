@@ -110,7 +110,7 @@ pub(crate) struct Beside {
     pub(crate) data: Option<Position>,
     /// Changes of subscriptions to threads are told up to here.
     pub(crate) subscriptions: Option<Position>,
-    /// What the client has to confirm of sticky events, so that it has all of them ([`crate::sync::Pos::sticky`]).
+    /// The place that the client has to confirm of sticky events, so that it has all of them ([`crate::sync::Pos::sticky`]).
     pub(crate) sticky: Option<Position>,
 }
 

@@ -37,7 +37,7 @@ pub(crate) struct Subscriptions {
 }
 
 impl Subscriptions {
-    /// Whether nothing changed.
+    /// Whether no subscription changed.
     pub(crate) fn is_empty(&self) -> bool {
         self.subscribed.is_empty() && self.unsubscribed.is_empty() && self.rest.is_none()
     }

@@ -67,7 +67,7 @@ impl Person {
         Ok(Value::Null)
     }
 
-    /// What the person sees now.
+    /// The rooms that the person sees now.
     async fn view(&self) -> Anything<Value> {
         let count = match self.list.loading_state().get() {
             RoomListLoadingState::Loaded { maximum_number_of_rooms } => maximum_number_of_rooms,
