@@ -147,15 +147,17 @@ impl Polls {
         let mut subscription = self.0.notifier.subscribe(user);
         let deadline = self.0.env.instant() + timeout.min(POLL_MAX);
         let mut place = None;
-        let look = Arc::new(move |parts: &Parts| {
+        let look = Arc::new(move |parts: &Parts, has_waited: bool| {
             let found = look(parts)?;
             // Whatever ends the session wakes the poll, so that no answer is given to whom it is not meant for any more.
-            tokens::require_still(&*parts.store.snapshot(), &caller)?;
+            if has_waited {
+                tokens::require_still(&*parts.store.snapshot(), &caller)?;
+            }
             Ok(found)
         });
         loop {
-            let (parts, looked) = (Arc::clone(&self.0), Arc::clone(&look));
-            let (answer, has_news) = self.0.env.blocking(move || looked(&parts)).await?;
+            let (parts, looked, has_waited) = (Arc::clone(&self.0), Arc::clone(&look), place.is_some());
+            let (answer, has_news) = self.0.env.blocking(move || looked(&parts, has_waited)).await?;
             let left = deadline.saturating_duration_since(self.0.env.instant());
             if has_news || left.is_zero() {
                 return Ok(answer);

@@ -128,13 +128,12 @@ pub fn require_session(read: &(impl Read + ?Sized), caller: &Caller) -> Result<(
 }
 
 /// Refuses a caller who has waited, where their device has ended meanwhile (401 `M_UNKNOWN_TOKEN`) or their account was locked (401
-/// `M_USER_LOCKED`). It reads one row.
+/// `M_USER_LOCKED`).
 pub fn require_still(read: &(impl Read + ?Sized), caller: &Caller) -> Result<()> {
-    let account = users::find(read, caller.user)?;
-    match account.filter(|account| !account.is_deactivated && !account.ended.contains(caller.device)) {
-        Some(account) if account.is_locked => Err(users::locked().into()),
-        Some(_) => Ok(()),
-        None => Err(unknown_token("The device was logged out while the request waited.", false)),
+    require_session(read, caller)?;
+    match users::find(read, caller.user)?.is_some_and(|account| account.is_locked) {
+        true => Err(users::locked().into()),
+        false => Ok(()),
     }
 }
 

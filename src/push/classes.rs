@@ -247,7 +247,7 @@ mod tests {
             [judged.default, judged.mentions, judged.subscribed]
                 .map(|outcome| (outcome.notify, outcome.highlight))
         };
-        let (yes, no, loud) = ((true, false), (false, false), (true, true));
+        let (yes, no) = ((true, false), (false, false));
         let text = json!({ "msgtype": "m.text", "body": "x" });
         assert_eq!(of("m.room.message", text.clone(), thread), [yes, no, yes]);
         assert_eq!(of("m.sticker", json!({}), thread), [no, no, yes]);
@@ -256,7 +256,7 @@ mod tests {
         assert_eq!(of("m.room.message", notice, thread), [no, no, no]);
         let mut to_all = text;
         to_all["m.mentions"] = json!({ "room": true });
-        // Nobody has a level in this room, so that everybody may notify all.
-        assert_eq!(of("m.room.message", to_all, thread), [loud, loud, loud]);
+        // The sender has not the level to notify all.
+        assert_eq!(of("m.room.message", to_all, thread), [yes, no, yes]);
     }
 }

@@ -93,7 +93,7 @@ impl Identity {
         by.signed(&self.user_id, &by.public(), object)
     }
 
-    /// The master key.
+    /// The master key of the user.
     pub(crate) fn master_key(&self) -> Value {
         self.master.signing_key(&self.user_id, "master")
     }
