@@ -28,6 +28,8 @@ const CONDITIONS_MAX: usize = 20;
 const ACTIONS_MAX: usize = 20;
 const RULE_ID_BYTES_MAX: usize = 255;
 const PATTERN_BYTES_MAX: usize = 1024;
+/// The name of the kind of rules between those of content and of rooms (MSC4306).
+const POSTCONTENT: &str = "postcontent";
 
 /// The rules of this user, with the server's default rules among them.
 pub fn rules_of(read: &(impl Read + ?Sized), user: UserNum, user_id: &UserId) -> Result<Ruleset, Fault> {
@@ -229,11 +231,15 @@ fn no_such_rule() -> Error {
 
 /// The rule of this kind and id. Errors: 404 for an unknown kind or id.
 pub fn require_rule<'r>(rules: &'r Ruleset, kind: RuleKind, rule_id: &str) -> Result<AnyPushRuleRef<'r>> {
-    require_kind(&kind)?;
-    rules.get(kind, rule_id).ok_or_else(no_such_rule)
+    rules.get(require_kind(kind)?, rule_id).ok_or_else(no_such_rule)
 }
 
-fn require_kind(kind: &RuleKind) -> Result<()> {
+/// The kind of this name. Errors: 404 for an unknown one.
+fn require_kind(kind: RuleKind) -> Result<RuleKind> {
+    // The rules between those of content and of rooms have this name in the rules themselves, and another one where ruma reads a path.
+    if kind.as_str() == POSTCONTENT {
+        return Ok(RuleKind::PostContent);
+    }
     let known = [
         RuleKind::Override,
         RuleKind::Content,
@@ -242,13 +248,12 @@ fn require_kind(kind: &RuleKind) -> Result<()> {
         RuleKind::Sender,
         RuleKind::Underride,
     ];
-    if known.contains(kind) { Ok(()) } else { Err(no_such_rule()) }
+    if known.contains(&kind) { Ok(kind) } else { Err(no_such_rule()) }
 }
 
 /// Removes a rule. Errors: 400 for one of the server's own rules, 404 for an unknown kind or id.
 pub fn remove(rules: &mut Ruleset, kind: RuleKind, rule_id: &str) -> Result<()> {
-    require_kind(&kind)?;
-    rules.remove(kind, rule_id).map_err(|why| match why {
+    rules.remove(require_kind(kind)?, rule_id).map_err(|why| match why {
         RemovePushRuleError::ServerDefault => {
             Refusal::new(ErrorKind::InvalidParam, "The server's own rules can be disabled, but not removed.")
                 .into()
@@ -259,14 +264,13 @@ pub fn remove(rules: &mut Ruleset, kind: RuleKind, rule_id: &str) -> Result<()> 
 
 /// Switches a rule on or off. Errors: 404 for an unknown kind or id.
 pub fn set_enabled(rules: &mut Ruleset, kind: RuleKind, rule_id: &str, enabled: bool) -> Result<()> {
-    require_kind(&kind)?;
-    rules.set_enabled(kind, rule_id, enabled).map_err(|_| no_such_rule())
+    rules.set_enabled(require_kind(kind)?, rule_id, enabled).map_err(|_| no_such_rule())
 }
 
 /// Changes the actions of a rule, which may be one of the server's own. Errors: 400 for too many actions, 404 for an unknown
 /// kind or id.
 pub fn set_actions(rules: &mut Ruleset, kind: RuleKind, rule_id: &str, actions: Vec<Action>) -> Result<()> {
-    require_kind(&kind)?;
+    let kind = require_kind(kind)?;
     check_actions(&actions)?;
     rules.set_actions(kind, rule_id, actions).map_err(|_| no_such_rule())
 }

@@ -159,7 +159,8 @@ async fn changes_are_listed_backwards_in_pages_and_each_thread_once() {
         (1, 1)
     );
     assert_eq!(page.get("end"), None);
-    let page = alice.ok_get(&format!("{CHANGES}?dir=b&to={since}~1.2.3..")).await;
+    let told = since.trim_start_matches('s').split('_').next().unwrap();
+    let page = alice.ok_get(&format!("{CHANGES}?dir=b&to={since}~1.2.3...{told}.")).await;
     assert_eq!(threads(&page, "subscribed", &room).len(), 1, "a position of sliding sync does as well");
     assert_eq!(bob.ok_get(&format!("{CHANGES}?dir=b")).await, json!({}));
     for (query, code) in [
