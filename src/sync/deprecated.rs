@@ -13,7 +13,7 @@ use futures_util::future::select_all;
 use ruma::{OwnedRoomId, RoomId, UInt, api::client::filter::FilterDefinition};
 
 use crate::{
-    accounts::Caller,
+    accounts::{Caller, tokens},
     env::payer,
     error::{Refusal, Result},
     ids::{EventNum, Order, Position, RoomNum, UserNum},
@@ -74,12 +74,14 @@ impl Polls {
         let (mut since, mut watched, mut steps, mut place) = (start, Vec::new(), 0, None);
         loop {
             let (parts, caller, room) = (Arc::clone(&self.0), caller.clone(), room.clone());
-            let (user, device) = (caller.user, caller.device);
-            let found = self
-                .0
-                .env
-                .blocking(move || parts.look_at_stream(caller, since, room.as_deref(), limit))
-                .await?;
+            let (user, device, has_waited) = (caller.user, caller.device, place.is_some());
+            let look = move || {
+                if has_waited {
+                    tokens::require_still(&*parts.store.snapshot(), &caller)?;
+                }
+                parts.look_at_stream(caller, since, room.as_deref(), limit)
+            };
+            let found = self.0.env.blocking(look).await?;
             since = found.end;
             steps += 1;
             let left = deadline.saturating_duration_since(self.0.env.instant());

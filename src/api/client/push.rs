@@ -2,12 +2,12 @@
 
 use ruma::{
     api::client::push::{
-        delete_pushrule, get_pushers, get_pushrule, get_pushrule_actions, get_pushrule_enabled,
+        PushRule, delete_pushrule, get_pushers, get_pushrule, get_pushrule_actions, get_pushrule_enabled,
         get_pushrules_all, get_pushrules_global_scope,
         set_pusher::{self, v3::PusherAction},
         set_pushrule, set_pushrule_actions, set_pushrule_enabled,
     },
-    push::Ruleset,
+    push::{AnyPushRuleRef, ConditionalPushRuleInit, Ruleset},
 };
 
 use serde_json::json;
@@ -66,7 +66,18 @@ pub(crate) async fn get_pushrule(
 ) -> Result<get_pushrule::v3::Response> {
     let rules = rules_of(&app, &client.caller)?;
     let rule = rules::require_rule(&rules, client.request.kind, &client.request.rule_id)?;
-    Ok(get_pushrule::v3::Response::new(rule.into()))
+    let rule = match rule {
+        // ruma does not make an answer of such a rule.
+        AnyPushRuleRef::PostContent(rule) => PushRule::from(ConditionalPushRuleInit {
+            actions: rule.actions.clone(),
+            default: rule.default,
+            enabled: rule.enabled,
+            rule_id: rule.rule_id.clone(),
+            conditions: rule.conditions.clone(),
+        }),
+        rule => rule.into(),
+    };
+    Ok(get_pushrule::v3::Response::new(rule))
 }
 
 /// `PUT /_matrix/client/v3/pushrules/global/{kind}/{ruleId}`
