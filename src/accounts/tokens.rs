@@ -22,7 +22,7 @@ use crate::{
     ids::{DeviceNum, UserNum},
     schema::{
         self,
-        accounts::{AccessTokenRow, RefreshTokenRow, Successor},
+        accounts::{AccessTokenRow, RefreshTokenRow, Successor, UserRow},
     },
     store::{Batch, Direction, Fault, LogEntry, Read, key::Json},
 };
@@ -115,13 +115,16 @@ pub fn find_expiry(read: &(impl Read + ?Sized), token: &str) -> Result<Option<u6
 /// Refuses a caller whose device has ended since their request was authenticated: 401 `M_UNKNOWN_TOKEN`. What is written for
 /// a device is swept when it ends, and nothing may be written for it after that.
 pub fn require_session(read: &(impl Read + ?Sized), caller: &Caller) -> Result<()> {
-    let account = users::find(read, caller.user)?.filter(|account| !account.is_deactivated);
-    let device = match account {
-        Some(account) => devices::find_live(read, caller.user, &account.ended, &caller.device_id)?,
-        None => None,
-    };
-    if device.is_some_and(|device| device.num == caller.device) {
-        return Ok(());
+    require_account(read, caller).map(drop)
+}
+
+/// The account of a caller whose device has not ended.
+fn require_account(read: &(impl Read + ?Sized), caller: &Caller) -> Result<UserRow> {
+    if let Some(account) = users::find(read, caller.user)?.filter(|account| !account.is_deactivated) {
+        let device = devices::find_live(read, caller.user, &account.ended, &caller.device_id)?;
+        if device.is_some_and(|device| device.num == caller.device) {
+            return Ok(account);
+        }
     }
     tracing::debug!(user = %caller.user, device = %caller.device, reason = "the device has ended", "a write is refused");
     Err(unknown_token("The device was logged out while the request was under way.", false))
@@ -130,11 +133,7 @@ pub fn require_session(read: &(impl Read + ?Sized), caller: &Caller) -> Result<(
 /// Refuses a caller who has waited, where their device has ended meanwhile (401 `M_UNKNOWN_TOKEN`) or their account was locked (401
 /// `M_USER_LOCKED`).
 pub fn require_still(read: &(impl Read + ?Sized), caller: &Caller) -> Result<()> {
-    require_session(read, caller)?;
-    match users::find(read, caller.user)?.is_some_and(|account| account.is_locked) {
-        true => Err(users::locked().into()),
-        false => Ok(()),
-    }
+    if require_account(read, caller)?.is_locked { Err(users::locked().into()) } else { Ok(()) }
 }
 
 /// The device that tokens are given out to.

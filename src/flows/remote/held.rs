@@ -46,10 +46,13 @@ struct OfRoom {
     /// The servers that were asked to let somebody in.
     asked: BTreeSet<OwnedServerName>,
     events: Vec<HeldEvent>,
-    bytes: usize,
 }
 
 impl OfRoom {
+    fn bytes(&self) -> usize {
+        self.events.iter().map(|held| held.json.len()).sum()
+    }
+
     /// Whether there is a place for an event of so many bytes that this server sent.
     fn has_room_for(&self, origin: &ServerName, bytes: usize) -> bool {
         let is_asked = self.asked.contains(origin);
@@ -90,7 +93,6 @@ impl Held {
         if bytes > OF_ALL_BYTES_MAX || !of_room.has_room_for(origin, json.len()) {
             return false;
         }
-        of_room.bytes = of_room.bytes.saturating_add(json.len());
         // The request that brought the event would be kept whole for a part of it.
         let json = Bytes::copy_from_slice(json);
         of_room.events.push(HeldEvent { origin: origin.to_owned(), json });
@@ -111,7 +113,7 @@ impl Holding {
     pub(super) fn take(&self) -> Vec<HeldEvent> {
         let mut rooms = self.held.0.lock();
         let Some(of_room) = rooms.by_id.get_mut(&self.room) else { return Vec::new() };
-        let bytes = std::mem::take(&mut of_room.bytes);
+        let bytes = of_room.bytes();
         let events = std::mem::take(&mut of_room.events);
         rooms.bytes = rooms.bytes.saturating_sub(bytes);
         events
@@ -124,7 +126,7 @@ impl Drop for Holding {
         let Some(of_room) = rooms.by_id.get_mut(&self.room) else { return };
         of_room.joins = of_room.joins.saturating_sub(1);
         if of_room.joins == 0 {
-            let bytes = of_room.bytes;
+            let bytes = of_room.bytes();
             rooms.by_id.remove(&self.room);
             rooms.bytes = rooms.bytes.saturating_sub(bytes);
         }

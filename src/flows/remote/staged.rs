@@ -130,13 +130,36 @@ impl Queue {
     }
 }
 
+/// The outcome of adding an event to those that wait.
+enum Added {
+    /// It is to be written as this row, under this number.
+    New(u64, InboundEventRow),
+    /// It waits here already.
+    IsHere,
+    /// There is no room for it.
+    NoRoom,
+}
+
 impl Queues {
-    /// Counts an event, and answers its number.
-    fn add(&mut self, room: RoomNum, origin: &ServerName, id: OwnedEventId, bytes: usize) -> u64 {
+    /// Counts an event, if it is new and there is room for it within these bounds of its room and of its server there.
+    fn add(
+        &mut self,
+        room: RoomNum,
+        origin: &ServerName,
+        (id, json): (OwnedEventId, Bytes),
+        bounds: (Bounds, Bounds),
+        received_ms: u64,
+    ) -> Added {
+        if self.rooms.get(&room).is_some_and(|queue| queue.waiting.contains_key(&id)) {
+            return Added::IsHere;
+        }
+        if !self.has_room_for(room, bounds, origin, json.len()) {
+            return Added::NoRoom;
+        }
         let number = self.next;
         self.next += 1;
-        self.insert(room, id, Waiting { number, origin: origin.to_owned(), bytes });
-        number
+        self.insert(room, id.clone(), Waiting { number, origin: origin.to_owned(), bytes: json.len() });
+        Added::New(number, InboundEventRow { origin: origin.to_string(), id, received_ms, json })
     }
 
     fn insert(&mut self, room: RoomNum, id: OwnedEventId, waiting: Waiting) {
@@ -253,14 +276,11 @@ pub(super) async fn stage(
     {
         let mut queues = app.staged.0.lock();
         for (id, json) in events {
-            let is_here = queues.rooms.get(&room).is_some_and(|queue| queue.waiting.contains_key(&id));
-            let is_kept = is_here || queues.has_room_for(room, bounds, origin, json.len());
-            if is_kept && !is_here {
-                let number = queues.add(room, origin, id.clone(), json.len());
-                let received_ms = app.env.now_ms();
-                rows.push((number, InboundEventRow { origin: origin.to_string(), id, received_ms, json }));
+            let added = queues.add(room, origin, (id, json), bounds, app.env.now_ms());
+            kept.push(!matches!(added, Added::NoRoom));
+            if let Added::New(number, row) = added {
+                rows.push((number, row));
             }
-            kept.push(is_kept);
         }
     }
     if rows.is_empty() {
@@ -313,15 +333,11 @@ pub(super) fn stage_in_batch(
     let mut queues = app.staged.0.lock();
     for (origin, signed) in events {
         let (id, json) = (signed.name(), signed.json().clone());
-        let is_here = queues.rooms.get(&room).is_some_and(|queue| queue.waiting.contains_key(&id));
-        if is_here || !queues.has_room_for(room, (OF_ROOM, OF_ORIGIN_IN_ROOM), &origin, json.len()) {
-            continue;
+        let bounds = (OF_ROOM, OF_ORIGIN_IN_ROOM);
+        if let Added::New(number, row) = queues.add(room, &origin, (id, json), bounds, app.env.now_ms()) {
+            schema::INBOUND_EVENT.put(&mut change.batch, (room, number), &row);
+            in_batch.events.push((number, row.id));
         }
-        let number = queues.add(room, &origin, id.clone(), json.len());
-        let (origin, received_ms) = (origin.to_string(), app.env.now_ms());
-        let row = InboundEventRow { origin, id: id.clone(), received_ms, json };
-        schema::INBOUND_EVENT.put(&mut change.batch, (room, number), &row);
-        in_batch.events.push((number, id));
     }
     drop(queues);
     in_batch
