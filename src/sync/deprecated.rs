@@ -76,10 +76,12 @@ impl Polls {
             let (parts, caller, room) = (Arc::clone(&self.0), caller.clone(), room.clone());
             let (user, device, has_waited) = (caller.user, caller.device, place.is_some());
             let look = move || {
+                let found = parts.look_at_stream(caller.clone(), since, room.as_deref(), limit)?;
+                // The look may be newer than what woke the poll, so that the session is looked at after it.
                 if has_waited {
                     tokens::require_still(&*parts.store.snapshot(), &caller)?;
                 }
-                parts.look_at_stream(caller, since, room.as_deref(), limit)
+                Ok(found)
             };
             let found = self.0.env.blocking(look).await?;
             since = found.end;
