@@ -31,6 +31,7 @@ mod guesses;
 mod hostile;
 mod filters;
 mod first_versions;
+mod forks;
 mod http_rules;
 mod inbound;
 mod inbound_edus;

@@ -5,9 +5,10 @@
 //!
 //! The rule: a client that lays `state` over what it knows, and then each state event of the timeline over that, has
 //! the state at the end of the window. So a key that the timeline does not show is told as it is at the end, and a key
-//! that the timeline shows is told as it was before the timeline. A timeline whose last event of a key is not what
-//! holds at the end is cut below that event, and is `limited`. With `state_after`, the client takes no state from the
-//! timeline.
+//! that the timeline shows is told as it was before the timeline. A timeline whose last event of a key held once, and is
+//! not what holds at the end, is cut below that event, and is `limited`. An event that never held (resolution chose another
+//! one) cuts nothing, or messages beside it would be missed: after it such a client is wrong until the key changes again,
+//! on this server as on others. With `state_after`, the client takes no state from the timeline.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -112,7 +113,7 @@ pub(super) fn changes(room: &RoomWindow<'_, '_>, timeline: &mut Timeline) -> Res
     let numbers: Vec<_> = keys.keys().copied().collect();
     let now = values_at_end(room, &numbers)?;
     if !room.window.ask.use_state_after {
-        cut(room, timeline, &mut keys, &now);
+        cut(room, timeline, &mut keys, &now)?;
     }
     let names = state::list_key_names(room.window.read, room.num, numbers)?;
     for (((number, key), now), name) in keys.into_iter().zip(now).zip(names) {
@@ -189,12 +190,19 @@ fn cut(
     timeline: &mut Timeline,
     keys: &mut BTreeMap<StateKeyNum, Key>,
     now: &[StateValue],
-) {
-    let wrong = keys.values().zip(now).filter_map(|(key, now)| {
-        let (order, event) = key.shown?;
-        (*now != StateValue::Unknown && now.event() != Some(event)).then_some(order)
-    });
-    let Some(wrong) = wrong.max() else { return };
+) -> Result<(), Fault> {
+    let mut wrong = None;
+    for ((number, key), now) in keys.iter().zip(now) {
+        let Some((order, event)) = key.shown else { continue };
+        if *now == StateValue::Unknown || now.event() == Some(event) || wrong >= Some(order) {
+            continue;
+        }
+        let then = state::list_at(room.window.read, room.num, StateRef::Main(order), &[*number])?;
+        if then.first().is_some_and(|then| then.event() == Some(event)) {
+            wrong = Some(order);
+        }
+    }
+    let Some(wrong) = wrong else { return Ok(()) };
     tracing::debug!(
         room = room.num.0, through = ?wrong,
         reason = "state changed by what the timeline does not show", "a timeline is cut"
@@ -203,6 +211,7 @@ fn cut(
     for key in keys.values_mut() {
         key.shown = key.shown.filter(|(order, _)| *order > wrong);
     }
+    Ok(())
 }
 
 /// The values of keys at the end of the window.
