@@ -37,6 +37,15 @@ pub fn depth_max(version: u8) -> u64 {
     if version <= LARGE_NUMBERS_UPTO { (1 << 63) - 1 } else { (1 << 53) - 1 }
 }
 
+/// The last room version whose types and state keys are counted in characters.
+const CHARACTERS_UPTO: u8 = 10;
+
+/// Whether the type and the state key of an event from elsewhere are measured in bytes, as the specification says, or in characters: in
+/// rooms of the older versions servers have always taken those with more bytes, and whoever refused one would not follow the room.
+pub fn are_names_in_bytes(version: u8) -> bool {
+    version > CHARACTERS_UPTO
+}
+
 /// Whether a room of this version may have this id. Since room version 12 an id is the hash of the room's create event and names no
 /// server; before, it names the server that made the room.
 pub fn may_have_id(version: u8, id: &RoomId) -> bool {

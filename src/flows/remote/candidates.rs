@@ -59,21 +59,24 @@ pub(crate) fn find_here(app: &App, room_id: &RoomId) -> Result<Option<RoomNum>> 
     Ok(is_here.then_some(num))
 }
 
-/// The servers to ask about a room that this server is not in: those that the client names, and those that we knew in the room.
+/// The servers to ask about a room that this server is not in: those that the client names, and, where none of these is there or knows
+/// the room, those that we knew in the room. A client that names servers is told what they say.
 pub(crate) fn candidates(app: &App, room_id: &RoomId, named: Vec<OwnedServerName>) -> Result<Candidates> {
     if !app.config.federation.enabled {
         return Ok(Candidates::of(app, []));
     }
-    let mut servers = named;
     let snapshot = app.store.snapshot();
+    let mut known = Vec::new();
     if let Some(num) = rooms::find_room(&*snapshot, room_id)?
         && rooms::require_row(&*snapshot, num)?.resident.has_history()
     {
         for server in members::list_servers(&*snapshot, num)?.take(CANDIDATES_MAX) {
-            servers.extend(OwnedServerName::try_from(server?));
+            known.extend(OwnedServerName::try_from(server?));
         }
     }
-    let candidates = Candidates::of(app, servers);
+    let mut candidates = Candidates::of(app, named);
+    known.retain(|server| !candidates.left.contains(server));
+    candidates.resort = Candidates::of(app, known).left;
     if !candidates.is_empty() {
         return Ok(candidates);
     }
@@ -85,6 +88,8 @@ pub(crate) fn candidates(app: &App, room_id: &RoomId, named: Vec<OwnedServerName
 /// Servers that may help, the likeliest first, and the best reason why those before them did not.
 pub(crate) struct Candidates {
     left: VecDeque<OwnedServerName>,
+    /// Those that are asked once nobody else is left, unless somebody has refused.
+    resort: VecDeque<OwnedServerName>,
     why: Option<Error>,
 }
 
@@ -102,17 +107,37 @@ impl Candidates {
                 left.push_back(server);
             }
         }
-        Self { left, why: None }
+        Self { left, resort: VecDeque::new(), why: None }
+    }
+
+    /// The same, which asks all of them whatever the first ones say.
+    pub(crate) fn unbidden(mut self) -> Self {
+        let room = CANDIDATES_MAX.saturating_sub(self.left.len());
+        self.left.extend(self.resort.drain(..).take(room));
+        self
     }
 
     /// The servers, the likeliest first.
     pub(crate) fn into_servers(self) -> Vec<OwnedServerName> {
-        self.left.into()
+        self.unbidden().left.into()
     }
 
     /// Whether nobody is left to ask.
     pub(crate) fn is_empty(&self) -> bool {
-        self.left.is_empty()
+        self.left.is_empty() && (self.resort.is_empty() || self.is_refused())
+    }
+
+    /// Whether somebody who knows the room has refused.
+    fn is_refused(&self) -> bool {
+        self.why.as_ref().is_some_and(|why| weight(why) >= REFUSED)
+    }
+
+    /// Takes the next one to ask.
+    fn next(&mut self) -> Option<OwnedServerName> {
+        if self.left.is_empty() && !self.is_refused() {
+            self.left = std::mem::take(&mut self.resort);
+        }
+        self.left.pop_front()
     }
 
     /// Notes why a server could not help. What says most of the reason is kept.
@@ -150,7 +175,7 @@ impl Candidates {
         let mut is_next = true;
         loop {
             if std::mem::take(&mut is_next)
-                && let Some(server) = self.left.pop_front()
+                && let Some(server) = self.next()
             {
                 waiting.push_back(server.clone());
                 let place = app.remote.asking.enter();
@@ -195,12 +220,15 @@ impl Candidates {
     }
 }
 
+/// The weight of a refusal by a server that knows the room.
+const REFUSED: u8 = 3;
+
 /// How much a reason says to the user: that somebody refused them says more than that somebody was not there.
 fn weight(why: &Error) -> u8 {
     match why {
         Error::Refused(refusal) => match refusal.kind {
             ErrorKind::NotFound => 2,
-            _ => 3,
+            _ => REFUSED,
         },
         Error::Remote { .. } => 1,
         Error::Busy { .. } | Error::Broken(_) => 0,

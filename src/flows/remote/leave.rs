@@ -51,7 +51,7 @@ pub(crate) async fn leave(app: &App, user: UserNum, room: RoomNum, reason: Optio
         content,
     };
     let version = told.shown.version_or(known.version);
-    let mut asked = vec![candidates(app, &known.id, servers_of(&told))?];
+    let mut asked = vec![candidates(app, &known.id, servers_of(&told))?.unbidden()];
     // A server that only claims to be in the room takes the refusal and tells nobody. So whoever else invited them hears it, too.
     for other in &told.others {
         asked.push(Candidates::of(app, server_of(&other.sender)));

@@ -226,7 +226,7 @@ fn check(room: &RoomRow, hash: EventHash, json: Bytes) -> Result<Received, Refus
     if event.room_id.as_ref() != has_room_id.then_some(&room.id) {
         return Err(Refusal::bad_json("`room_id` is not that of the room."));
     }
-    names(&event)?;
+    names(version, &event)?;
     Ok(Received {
         hash,
         version,
@@ -273,14 +273,19 @@ fn depth(depth: &RawValue, version: u8) -> Result<u64, Refusal> {
         .ok_or_else(|| Refusal::bad_json(format!("`depth` is not an integer from 0 to {depth_max}.")))
 }
 
-fn names(event: &Event) -> Result<(), Refusal> {
+fn names(version: u8, event: &Event) -> Result<(), Refusal> {
     let event_type = event.event_type.to_string();
-    let named = [
-        ("sender", Some(event.sender.as_str())),
-        ("type", Some(event_type.as_str())),
-        ("state_key", event.state_key.as_deref()),
-        ("redacts", event.redacts.as_deref().map(EventId::as_str)),
-    ];
+    let is_long = |name: &str| match versions::are_names_in_bytes(version) {
+        true => name.len() > NAME_BYTES_MAX,
+        false => name.chars().count() > NAME_BYTES_MAX,
+    };
+    for (field, name) in [("type", Some(event_type.as_str())), ("state_key", event.state_key.as_deref())] {
+        if name.is_some_and(is_long) {
+            return Err(Refusal::too_large(format!("`{field}` is longer than 255.")));
+        }
+    }
+    let named =
+        [("sender", Some(event.sender.as_str())), ("redacts", event.redacts.as_deref().map(EventId::as_str))];
     let cited = event.prev.iter().map(|id| ("prev_events", Some(id.as_str())));
     let allowing = event.auth.iter().map(|id| ("auth_events", Some(id.as_str())));
     for (field, name) in named.into_iter().chain(cited).chain(allowing) {
@@ -434,14 +439,15 @@ mod tests {
     }
 
     #[test]
-    fn names_have_at_most_255_bytes() {
+    fn names_have_at_most_255_bytes_and_in_the_older_versions_characters() {
         for field in ["type", "state_key"] {
             for version in VERSIONS {
                 let mut event = an_event(version);
-                event[field] = json!("é".repeat(127));
+                event[field] = json!("é".repeat(if version <= 10 { 255 } else { 127 }));
                 assert!(check_value(version, &event).is_ok());
             }
-            refuses(field, |_| json!("é".repeat(128)), &ErrorKind::TooLarge);
+            let longer = |version| json!("é".repeat(if version <= 10 { 256 } else { 128 }));
+            refuses(field, longer, &ErrorKind::TooLarge);
         }
         let long = |sigil: &str| format!("{sigil}{}:b.example", "a".repeat(255));
         for version in VERSIONS {
