@@ -280,6 +280,67 @@ fn cpu_of_slides(runtime: &Runtime) {
     runtime.block_on(fixture.close());
 }
 
+/// The tree of a space of 500 rooms (page by page, as clients ask for it), and the first page of 500 threads.
+fn cpu_of_lists(runtime: &Runtime) {
+    const ROOMS: usize = 500;
+    const THREADS: u64 = 500;
+    let dir = tempfile::tempdir().unwrap();
+    let fixture = open(runtime, dir.path(), Durability::Os);
+    let put = |path: String, token: &str, body: Value| {
+        let json = runtime.block_on(fixture.json(Method::PUT, &path, Some(token), body));
+        json["event_id"].as_str().unwrap().to_owned()
+    };
+    let token = runtime.block_on(fixture.register("owner"));
+    let space = serde_json::json!({ "preset": "public_chat", "creation_content": { "type": "m.space" } });
+    let path = "/_matrix/client/v3/createRoom";
+    let space = runtime.block_on(fixture.json(Method::POST, path, Some(&token), space));
+    let space = space["room_id"].as_str().unwrap().to_owned();
+    let mut last = String::new();
+    for number in 1..ROOMS {
+        last = runtime.block_on(fixture.make_room(&token, &format!("room {number}")));
+        let path = format!("/_matrix/client/v3/rooms/{space}/state/m.space.child/{last}");
+        put(path, &token, serde_json::json!({ "via": ["bench.example"] }));
+    }
+    let reader = runtime.block_on(fixture.register("reader"));
+    runtime.block_on(fixture.join(&reader, &space));
+    let list = || {
+        let (mut found, mut from) = (0, String::new());
+        loop {
+            let path = format!("/_matrix/client/v1/rooms/{space}/hierarchy?limit=50{from}");
+            let page = runtime.block_on(fixture.json(Method::GET, &path, Some(&reader), Value::Null));
+            found += page["rooms"].as_array().unwrap().len();
+            match page["next_batch"].as_str() {
+                Some(next) => from = format!("&from={next}"),
+                None => return found,
+            }
+        }
+    };
+    assert_eq!(list(), ROOMS);
+    let before = cpu_ms();
+    (0..20).for_each(|_| _ = list());
+    print_each("the whole tree of a space of 500 rooms", 20, before);
+    let send = |txn: String, body: Value| {
+        put(format!("/_matrix/client/v3/rooms/{last}/send/m.room.message/{txn}"), &token, body)
+    };
+    for number in 0..THREADS {
+        let root =
+            send(format!("root{number}"), serde_json::json!({ "msgtype": "m.text", "body": "a root" }));
+        for reply in 0..3 {
+            let relates = serde_json::json!({ "rel_type": "m.thread", "event_id": root });
+            let body = serde_json::json!({ "msgtype": "m.text", "body": "a reply", "m.relates_to": relates });
+            send(format!("{number}-{reply}"), body);
+        }
+    }
+    runtime.block_on(fixture.join(&reader, &last));
+    let path = format!("/_matrix/client/v1/rooms/{last}/threads?limit=50");
+    let page = || runtime.block_on(fixture.json(Method::GET, &path, Some(&reader), Value::Null));
+    assert_eq!(page()["chunk"].as_array().unwrap().len(), 50);
+    let before = cpu_ms();
+    (0..100).for_each(|_| drop(page()));
+    print_each("a page of 50 of 500 threads", 100, before);
+    runtime.block_on(fixture.close());
+}
+
 fn cpu_of_sends(runtime: &Runtime) {
     const EACH: u64 = 400;
     let dir = tempfile::tempdir().unwrap();
@@ -322,7 +383,7 @@ fn cpu_of_sends(runtime: &Runtime) {
     runtime.block_on(fixture.close());
 }
 
-/// Measures only what the processor does; names of parts (`rooms`, `large`, `slides`, `sends`) run only those.
+/// Measures only what the processor does; names of parts (`rooms`, `large`, `slides`, `lists`, `sends`) run only those.
 fn cpu(parts: &[String]) {
     let runtime = Runtime::new().unwrap();
     let is_wanted = |part: &str| parts.is_empty() || parts.iter().any(|named| named == part);
@@ -338,6 +399,9 @@ fn cpu(parts: &[String]) {
     }
     if is_wanted("slides") {
         cpu_of_slides(&runtime);
+    }
+    if is_wanted("lists") {
+        cpu_of_lists(&runtime);
     }
     if is_wanted("sends") {
         cpu_of_sends(&runtime);
