@@ -4,6 +4,7 @@ use http::StatusCode;
 use serde_json::{Value, json};
 
 use crate::{
+    device_lists::Follower,
     rooms::Rooms,
     support::{
         TestClient, TestServer,
@@ -12,30 +13,6 @@ use crate::{
 };
 
 const SIGNING: &str = "/_matrix/client/v3/keys/device_signing/upload";
-
-/// A client that asks whose devices changed since it last asked.
-struct Follower<'c> {
-    client: &'c TestClient,
-    since: String,
-}
-
-impl<'c> Follower<'c> {
-    async fn new(client: &'c TestClient) -> Self {
-        let sync = client.ok_get("/sync?timeout=0").await;
-        Self { client, since: sync["next_batch"].as_str().unwrap().to_owned() }
-    }
-
-    /// The users whose devices changed, which `/keys/changes` says as well.
-    async fn next(&mut self) -> Vec<String> {
-        let sync = self.client.ok_get(&format!("/sync?timeout=0&since={}", self.since)).await;
-        let next = sync["next_batch"].as_str().unwrap().to_owned();
-        let changed = sync["device_lists"]["changed"].as_array().cloned().unwrap_or_default();
-        let path = format!("/keys/changes?from={}&to={next}", self.since);
-        assert_eq!(self.client.ok_get(&path).await["changed"], json!(changed));
-        self.since = next;
-        changed.iter().map(|user| user.as_str().unwrap().to_owned()).collect()
-    }
-}
 
 async fn query(client: &TestClient, of: &TestClient) -> Value {
     client.ok_post("/keys/query", json!({ "device_keys": { &of.user_id: [] } })).await
@@ -175,7 +152,7 @@ async fn each_sees_the_signatures_that_they_may_see() {
     alice.ok_post(SIGNING, all).await;
     bob.ok_post(SIGNING, bobs.all()).await;
     for follower in [&mut of_alice, &mut of_bob] {
-        assert_eq!(follower.next().await, [alice.user_id.clone(), bob.user_id.clone()]);
+        assert_eq!(follower.next().await.0, [alice.user_id.clone(), bob.user_id.clone()]);
     }
     for client in [&alice, &bob] {
         let shown = query(client, &alice).await;
@@ -188,7 +165,7 @@ async fn each_sees_the_signatures_that_they_may_see() {
     let device = alices.signed(&alices.self_signing, phone.device_keys(&alice));
     assert_eq!(sign(&alice, json!({ &alice.user_id: { &alice.device_id: device } })).await, json!({}));
     for follower in [&mut of_alice, &mut of_bob] {
-        assert_eq!(follower.next().await, std::slice::from_ref(&alice.user_id));
+        assert_eq!(follower.next().await.0, std::slice::from_ref(&alice.user_id));
     }
     for client in [&alice, &bob] {
         let shown = query(client, &alice).await;
@@ -200,17 +177,17 @@ async fn each_sees_the_signatures_that_they_may_see() {
     let signed = alices.signed(&alices.user_signing, bobs.master_key());
     let body = json!({ &bob.user_id: { bobs.master.public(): signed } });
     assert_eq!(sign(&alice, body.clone()).await, json!({}));
-    assert_eq!(of_alice.next().await, std::slice::from_ref(&bob.user_id));
-    assert_eq!(of_bob.next().await, [""; 0]);
+    assert_eq!(of_alice.next().await.0, std::slice::from_ref(&bob.user_id));
+    assert_eq!(of_bob.next().await.0, [""; 0]);
     assert_eq!(query(&alice, &bob).await["master_keys"][&bob.user_id], signed);
     assert_eq!(query(&bob, &bob).await["master_keys"][&bob.user_id], bobs.master_key());
     assert_eq!(sign(&alice, body).await, json!({}));
-    assert_eq!(of_alice.next().await, [""; 0], "the same signature is nothing new");
+    assert_eq!(of_alice.next().await.0, [""; 0], "the same signature is nothing new");
     // A new user-signing key is told to Alice alone, and ends what the old one signed.
     let other = Identity { user_signing: Pair::new("another"), ..Identity::new(&alice, "a") };
     let body = confirmed(&alice, json!({ "user_signing_key": other.user_signing_key() }));
     alice.ok_post(SIGNING, body).await;
-    assert_eq!((of_alice.next().await, of_bob.next().await), (vec![alice.user_id.clone()], Vec::new()));
+    assert_eq!((of_alice.next().await.0, of_bob.next().await.0), (vec![alice.user_id.clone()], Vec::new()));
     assert_eq!(query(&alice, &bob).await["master_keys"][&bob.user_id], bobs.master_key());
     // The master key of Bob is another one, so that the signature over the old one is not shown.
     let signed = other.signed(&other.user_signing, bobs.master_key());
@@ -333,7 +310,7 @@ async fn signatures_go_with_their_device_and_with_their_keys() {
     assert_eq!(seen().await, (2, 2, 2));
     let mut follower = Follower::new(&bob).await;
     second.ok_post("/logout", json!({})).await;
-    assert_eq!(follower.next().await, [own]);
+    assert_eq!(follower.next().await.0, [own]);
     assert_eq!(seen().await, (1, 1, 1));
     // A device that comes back under the same id has none of it.
     let again = alice.on_device("SECOND").await;
@@ -344,7 +321,7 @@ async fn signatures_go_with_their_device_and_with_their_keys() {
     let body = confirmed(&alice, json!({ "self_signing_key": other.self_signing_key() }));
     alice.ok_post(SIGNING, body).await;
     assert_eq!(seen().await, (2, 0, 1));
-    assert_eq!(follower.next().await, [own]);
+    assert_eq!(follower.next().await.0, [own]);
     // A key that the new master key has signed as well keeps what it has signed.
     let device = other.signed(&other.self_signing, phone.device_keys(&alice));
     assert_eq!(sign(&alice, json!({ own: { &alice.device_id: device } })).await, json!({}));

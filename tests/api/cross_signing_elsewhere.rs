@@ -1,30 +1,22 @@
 //! Keys with which users sign keys, between servers (server-server API, "Device Management" and "End-to-End Encryption").
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
-use aqueduct::store::{Durability, Engine, Store, engine::Memory};
-use federation::testing::{Net, Weather, json as answer_json};
+use federation::testing::Weather;
 use http::{Method, StatusCode};
-use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use crate::{
+    device_lists::{BOB, Script, pause},
     rooms::Rooms,
     support::{
-        BEGAN_MS, TestClient, TestServer, encoded,
+        TestClient, encoded,
         federated::Federated,
-        network::{Peer, doors},
         olm::{Identity, Pair, confirmed},
-        remote::Remote,
     },
 };
 
-const BOB: &str = "@bob:b.example";
 const SIGNING: &str = "/keys/device_signing/upload";
-
-async fn pause(server: &TestServer, seconds: u64) {
-    server.server().app().env.sleep(Duration::from_secs(seconds)).await;
-}
 
 async fn query(client: &TestClient, of: &str) -> Value {
     client.ok_post("/keys/query", json!({ "device_keys": { of: [] } })).await
@@ -133,50 +125,7 @@ async fn the_keys_of_somebody_without_a_common_room_are_asked_for() {
     federated.server(1).assert_whole();
 }
 
-/// Another server that is a script: it notes what it is told, and answers what a test says about devices.
-struct Script {
-    server: TestServer,
-    alice: TestClient,
-    peer: Peer,
-    told: Arc<Mutex<Vec<Value>>>,
-    answer: Arc<Mutex<Value>>,
-}
-
 impl Script {
-    /// Alice of the server under test in a room with Bob of the script.
-    async fn new() -> Self {
-        let net = Net::new(1);
-        let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
-        let server = TestServer::start(doors(&net), store, |_| {});
-        let peer = Peer::new(&net, "b.example", "5.0.0.2", 2);
-        let told = Arc::<Mutex<Vec<Value>>>::default();
-        let answer = Arc::new(Mutex::new(json!({ "user_id": BOB, "stream_id": 1, "devices": [] })));
-        let (tells, answers) = (Arc::clone(&told), Arc::clone(&answer));
-        let document = peer.own.document(BEGAN_MS);
-        net.serve("5.0.0.2:8448", &["b.example"], move |arrived| {
-            let path = arrived.request.uri().path().to_owned();
-            let reply = if path.starts_with("/_matrix/federation/v1/send/") {
-                let body: Value = serde_json::from_slice(arrived.request.body()).unwrap();
-                // A user who is online is told as well, which these tests do not ask.
-                let edus = body["edus"].as_array().cloned().unwrap_or_default().into_iter();
-                tells.lock().extend(edus.filter(|edu| edu["edu_type"] != "m.presence"));
-                answer_json(200, r#"{"pdus":{}}"#)
-            } else if path.starts_with("/_matrix/federation/v1/user/") {
-                answer_json(200, answers.lock().to_string())
-            } else if path == "/_matrix/key/v2/server" {
-                answer_json(200, document.to_string())
-            } else {
-                answer_json(404, "{}")
-            };
-            futures_util::future::ready(reply)
-        });
-        let alice = server.register("alice").await;
-        let room = alice.create(json!({ "preset": "public_chat" })).await;
-        Remote::new(server.server().app(), &room).join().await;
-        pause(&server, 5).await;
-        Self { server, alice, peer, told, answer }
-    }
-
     async fn ask(&self, method: Method, path: &str, body: Option<Value>) -> Value {
         let path = format!("/_matrix/federation/v1/user/{path}");
         let (status, answer) = self.peer.ask(&self.server, method, &path, body.as_ref()).await;
@@ -184,7 +133,7 @@ impl Script {
         answer
     }
 
-    async fn tell(&self, txn: &str, content: Value) {
+    async fn tell_keys(&self, txn: &str, content: Value) {
         let edu = json!({ "edu_type": "m.signing_key_update", "content": content });
         let (status, answer) = self.peer.transact(&self.server, txn, &[], &[edu]).await;
         assert_eq!((status, answer), (StatusCode::OK, json!({ "pdus": {} })));
@@ -198,11 +147,11 @@ async fn another_server_is_told_and_asks_for_the_keys_of_our_users() {
     let of = alice.user_id.as_str();
     alice.ok_post("/keys/upload", json!({ "device_keys": phone.device_keys(alice) })).await;
     pause(&script.server, 5).await;
-    let before = std::mem::take(&mut *script.told.lock()).pop().unwrap();
+    let before = script.take_told().pop().unwrap();
     let keys = Identity::new(alice, "a");
     alice.ok_post(SIGNING, keys.all()).await;
     pause(&script.server, 5).await;
-    let told = std::mem::take(&mut *script.told.lock());
+    let told = script.take_told();
     let content = json!({
         "user_id": of, "master_key": keys.master_key(), "self_signing_key": keys.self_signing_key(),
     });
@@ -224,7 +173,7 @@ async fn another_server_is_told_and_asks_for_the_keys_of_our_users() {
     let device = keys.signed(&keys.self_signing, phone.device_keys(alice));
     alice.ok_post("/keys/signatures/upload", json!({ of: { &alice.device_id: device } })).await;
     pause(&script.server, 5).await;
-    let told = std::mem::take(&mut *script.told.lock());
+    let told = script.take_told();
     assert_eq!(told.len(), 1, "{told:?}");
     assert_eq!(told[0]["content"]["keys"]["signatures"], device["signatures"]);
     script.server.assert_whole();
@@ -235,10 +184,11 @@ async fn keys_that_another_server_tells_are_its_users_own_and_bounded() {
     let script = Script::new().await;
     let (alice, bob) = (&script.alice, TestClient { user_id: BOB.to_owned(), ..script.alice.clone() });
     let keys = Identity::new(&bob, "b");
-    *script.answer.lock() = json!({
+    let answer = json!({
         "user_id": BOB, "stream_id": 5, "devices": [],
         "master_key": keys.master_key(), "self_signing_key": keys.self_signing_key(),
     });
+    script.answers(200, answer);
     let shown = async || {
         let answer = query(alice, BOB).await;
         (answer["master_keys"][BOB].clone(), answer["self_signing_keys"][BOB].clone())
@@ -246,19 +196,19 @@ async fn keys_that_another_server_tells_are_its_users_own_and_bounded() {
     assert_eq!(shown().await, (keys.master_key(), keys.self_signing_key()));
     let mut since = begin(alice).await;
     // The same again is nothing new.
-    script.tell("1", json!({ "user_id": BOB, "master_key": keys.master_key() })).await;
+    script.tell_keys("1", json!({ "user_id": BOB, "master_key": keys.master_key() })).await;
     assert_eq!(changed(alice, &mut since).await, [Value::Null; 0]);
     // Signatures of others over the key are left out: nobody here may know of them.
     let mut of_others = Pair::new("phone").signed(BOB, "PHONE", keys.master_key());
     let expected = of_others.clone();
     of_others["signatures"]["@eve:b.example"] = json!({ "ed25519:eve": "sig" });
-    script.tell("2", json!({ "user_id": BOB, "master_key": of_others })).await;
+    script.tell_keys("2", json!({ "user_id": BOB, "master_key": of_others })).await;
     assert_eq!(changed(alice, &mut since).await, [BOB]);
     assert_eq!(shown().await, (expected.clone(), keys.self_signing_key()));
     // Others have no say, and no room for more than a key.
     let eve = TestClient { user_id: "@eve:c.example".to_owned(), ..alice.clone() };
     script
-        .tell(
+        .tell_keys(
             "3",
             json!({ "user_id": "@eve:c.example", "master_key": Identity::new(&eve, "e").master_key() }),
         )
@@ -267,11 +217,11 @@ async fn keys_that_another_server_tells_are_its_users_own_and_bounded() {
     assert_eq!(shown().await, (expected, keys.self_signing_key()));
     // A key that cannot be is a change that nobody here can read, so that the list is asked for again.
     let reset = Identity::new(&bob, "reset");
-    *script.answer.lock() =
-        json!({ "user_id": BOB, "stream_id": 6, "devices": [], "master_key": reset.master_key() });
+    let answer = json!({ "user_id": BOB, "stream_id": 6, "devices": [], "master_key": reset.master_key() });
+    script.answers(200, answer);
     let mut big = reset.master_key();
     big["more"] = "x".repeat(40_000).into();
-    script.tell("4", json!({ "user_id": BOB, "master_key": big })).await;
+    script.tell_keys("4", json!({ "user_id": BOB, "master_key": big })).await;
     pause(&script.server, 10).await;
     assert_eq!(changed(alice, &mut since).await, [BOB]);
     assert_eq!(
@@ -280,9 +230,9 @@ async fn keys_that_another_server_tells_are_its_users_own_and_bounded() {
         "the resync forgets what is not there any more"
     );
     // A new master key has not signed the self-signing key of the old one.
-    script.tell("5", json!({ "user_id": BOB, "self_signing_key": reset.self_signing_key() })).await;
+    script.tell_keys("5", json!({ "user_id": BOB, "self_signing_key": reset.self_signing_key() })).await;
     assert_eq!(shown().await, (reset.master_key(), reset.self_signing_key()));
-    script.tell("6", json!({ "user_id": BOB, "master_key": keys.master_key() })).await;
+    script.tell_keys("6", json!({ "user_id": BOB, "master_key": keys.master_key() })).await;
     assert_eq!(shown().await, (keys.master_key(), Value::Null));
     script.server.assert_whole();
 }

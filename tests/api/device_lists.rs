@@ -57,21 +57,28 @@ fn devices(answer: &Value, user: &str) -> Vec<String> {
 }
 
 /// A client that asks what became of device lists since it last asked.
-struct Follower<'c> {
+/// A device that notes in each sync whose devices have changed.
+pub(crate) struct Follower<'c> {
     client: &'c TestClient,
     since: String,
 }
 
 impl<'c> Follower<'c> {
-    async fn new(client: &'c TestClient) -> Self {
+    pub(crate) async fn new(client: &'c TestClient) -> Self {
         let sync = client.ok_get("/sync?timeout=0").await;
         Self { client, since: sync["next_batch"].as_str().unwrap().to_owned() }
     }
 
-    /// The users of `changed` and of `left`.
-    async fn next(&mut self) -> (Vec<String>, Vec<String>) {
+    /// The users of `changed` and of `left`; `/keys/changes` gives the same.
+    pub(crate) async fn next(&mut self) -> (Vec<String>, Vec<String>) {
         let sync = self.client.ok_get(&format!("/sync?timeout=0&since={}", self.since)).await;
-        self.since = sync["next_batch"].as_str().unwrap().to_owned();
+        let next = sync["next_batch"].as_str().unwrap().to_owned();
+        let between = self.client.ok_get(&format!("/keys/changes?from={}&to={next}", self.since)).await;
+        for name in ["changed", "left"] {
+            let told = sync["device_lists"].get(name).cloned().unwrap_or_else(|| json!([]));
+            assert_eq!(between[name], told, "{name} of /keys/changes");
+        }
+        self.since = next;
         let list = |name: &str| -> Vec<String> {
             let users = sync["device_lists"][name].as_array().cloned().unwrap_or_default();
             users.iter().map(|user| user.as_str().unwrap().to_owned()).collect()
@@ -80,7 +87,7 @@ impl<'c> Follower<'c> {
     }
 }
 
-async fn pause(server: &TestServer, seconds: u64) {
+pub(crate) async fn pause(server: &TestServer, seconds: u64) {
     server.server().app().env.sleep(Duration::from_secs(seconds)).await;
 }
 
@@ -311,23 +318,23 @@ async fn whoever_asks_many_silent_servers_waits_behind_their_own_questions() {
 }
 
 /// Another server that is a script: it notes what it is told, and answers what a test says about devices.
-struct Script {
+pub(crate) struct Script {
     net: Net,
-    server: TestServer,
-    alice: TestClient,
+    pub(crate) server: TestServer,
+    pub(crate) alice: TestClient,
     room: String,
-    peer: Peer,
+    pub(crate) peer: Peer,
     told: Arc<Mutex<Vec<Value>>>,
     asked: Arc<Mutex<Vec<String>>>,
     /// The answer about devices: a status and a body.
     answer: Arc<Mutex<(u16, Value)>>,
 }
 
-const BOB: &str = "@bob:b.example";
+pub(crate) const BOB: &str = "@bob:b.example";
 
 impl Script {
     /// A room of Alice's, in which Bob of the other server is.
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let net = Net::new(1);
         let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
         let server = TestServer::start(doors(&net), store, |_| {});
@@ -360,7 +367,8 @@ impl Script {
         Self { net, server, alice, room, peer, told, asked, answer }
     }
 
-    fn answers(&self, status: u16, body: Value) {
+    /// What the script says of devices from now on.
+    pub(crate) fn answers(&self, status: u16, body: Value) {
         *self.answer.lock() = (status, body);
     }
 
@@ -385,10 +393,17 @@ impl Script {
         assert_eq!((status, answer), (StatusCode::OK, json!({ "pdus": {} })));
     }
 
-    /// The updates of devices that the server was told since this was last asked.
-    fn take_updates(&self) -> Vec<Value> {
+    /// What the server was told of devices and keys since this was last asked. A user who is online is told as well, which no test
+    /// asks here.
+    pub(crate) fn take_told(&self) -> Vec<Value> {
         let told = std::mem::take(&mut *self.told.lock());
-        let updates = told.into_iter().filter(|edu| edu["edu_type"] == "m.device_list_update");
+        told.into_iter().filter(|edu| edu["edu_type"] != "m.presence").collect()
+    }
+
+    /// The updates of devices among these.
+    fn take_updates(&self) -> Vec<Value> {
+        let told = self.take_told().into_iter();
+        let updates = told.filter(|edu| edu["edu_type"] == "m.device_list_update");
         updates.map(|edu| edu["content"].clone()).collect()
     }
 }

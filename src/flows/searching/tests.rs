@@ -5,12 +5,9 @@ use serde_json::json;
 
 use super::*;
 use crate::{
-    accounts::{Caller, devices::LogIn, tokens},
+    accounts::Caller,
     config::Config,
-    flows::{
-        account::register,
-        room::{create, send},
-    },
+    flows::room::{create, send},
     server::{Lead, Server},
     store::{Durability, Read, engine::Memory},
 };
@@ -28,15 +25,7 @@ async fn house(delay_ms: u64) -> House {
     let env = Env::simulated(1, 1_767_225_600_000);
     let server = Server::start(config, env, store, Some(Lead::of_only_node())).unwrap();
     let app = server.app().clone();
-    let wish = register::Wish {
-        username: Some("alice".to_owned()),
-        password: None,
-        log_in: Some(LogIn::default()),
-        refreshable: false,
-    };
-    let made = register::register_by_operator(&app, wish, None).await.unwrap();
-    let token = made.session.unwrap().tokens.access_token;
-    let alice = tokens::find_caller(&*app.store.snapshot(), app.env.now_ms(), &token).unwrap();
+    let alice = server.register("alice").await;
     let room = create::create(&app, &alice, Request::new()).await.unwrap().room_id;
     let house = House { server, alice, room };
     house.say("first").await;

@@ -8,10 +8,9 @@ use serde_json::json;
 
 use super::*;
 use crate::{
-    accounts::{devices::LogIn, tokens},
     config::Config,
     env::Env,
-    flows::{account::register, operator::check::check, room::create},
+    flows::{operator::check::check, room::create},
     ids::RoomNum,
     rooms, schema,
     server::{Lead, Server},
@@ -41,15 +40,7 @@ fn list_sent(app: &App, room: RoomNum) -> Vec<String> {
 async fn a_server_that_is_killed_after_any_write_sends_what_was_scheduled_and_sends_it_once() {
     let first = server(Memory::default());
     let app = first.app().clone();
-    let wish = register::Wish {
-        username: Some("alice".to_owned()),
-        password: None,
-        log_in: Some(LogIn::default()),
-        refreshable: false,
-    };
-    let made = register::register_by_operator(&app, wish, None).await.unwrap();
-    let token = made.session.unwrap().tokens.access_token;
-    let alice = tokens::find_caller(&*app.store.snapshot(), app.env.now_ms(), &token).unwrap();
+    let alice = first.register("alice").await;
     let id = create::create(&app, &alice, Request::new()).await.unwrap().room_id;
     let room = rooms::find_room(&*app.store.snapshot(), &id).unwrap().unwrap();
     let wanted = |n: &str, state_key: Option<&str>, delay_ms: u64| Wanted {

@@ -10,13 +10,10 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::{
-    accounts::{Caller, devices::LogIn, tokens},
+    accounts::Caller,
     env::Env,
     error::Error,
-    flows::{
-        account::register,
-        room::{create, ingest::ingest, send},
-    },
+    flows::room::{create, ingest::ingest, send},
     rooms::{
         self, admit,
         build::{self, Draft, Setting},
@@ -51,15 +48,7 @@ impl Fixture {
     async fn new() -> Self {
         let server = Server::in_memory(Env::simulated(1, 0));
         let app = server.app();
-        let wish = register::Wish {
-            username: Some("alice".to_owned()),
-            password: None,
-            log_in: Some(LogIn::default()),
-            refreshable: false,
-        };
-        let made = register::register_by_operator(app, wish, None).await.unwrap();
-        let token = made.session.unwrap().tokens.access_token;
-        let alice = tokens::find_caller(&*app.store.snapshot(), app.env.now_ms(), &token).unwrap();
+        let alice = server.register("alice").await;
         let mut request = Request::new();
         request.preset = Some(RoomPreset::PublicChat);
         request.room_version = Some(RoomVersionId::V11);
