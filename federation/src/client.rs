@@ -17,6 +17,7 @@ use ruma::{
 
 use crate::{
     call::{Caller, Failure, Options, Reply},
+    json::Canonical,
     keys::OwnKeys,
     xmatrix::{Signed, content, sign},
 };
@@ -95,22 +96,32 @@ impl Client {
         }
     }
 
-    /// Signs one request, whose URI is path and query alone, sends it, and gives the bytes of the answer. Errors: [`Failure`].
+    /// Signs one request, whose URI is path and query alone, sends it, and gives the bytes of the answer. Its body goes out as the text
+    /// that was signed, so that whoever reads it in another way than we (`1e3` is no whole number everywhere) reads what was signed.
+    /// Errors: [`Failure`].
     pub async fn send_signed(
         &self,
         server: &ServerName,
         mut request: Request<Bytes>,
         options: Options,
     ) -> Result<Reply, Failure> {
-        let header = self.sign(server, &request)?;
+        let content = content(request.body()).map_err(|error| bad(&error))?;
+        let header = self.sign(server, &request, content.as_ref())?;
         request.headers_mut().insert(header::AUTHORIZATION, header);
+        if let Some(content) = content {
+            *request.body_mut() = String::from(content).into();
+        }
         self.caller.call(server, request, options).await
     }
 
-    fn sign(&self, server: &ServerName, request: &Request<Bytes>) -> Result<HeaderValue, Failure> {
-        let content = content(request.body()).map_err(|error| bad(&error))?;
+    fn sign(
+        &self,
+        server: &ServerName,
+        request: &Request<Bytes>,
+        content: Option<&Canonical>,
+    ) -> Result<HeaderValue, Failure> {
         let uri = request.uri().path_and_query().map_or("/", |it| it.as_str());
-        let signed = Signed { method: request.method().as_str(), uri, content: content.as_ref() };
+        let signed = Signed { method: request.method().as_str(), uri, content };
         let header = sign(&self.own, server, signed);
         let mut header =
             header.ok_or_else(|| bad(&"a server's name has characters that no header can hold"))?;
@@ -180,6 +191,9 @@ mod tests {
                 let headers = arrived.request.headers().get_all(header::AUTHORIZATION).iter();
                 let credentials = parse(headers.map(HeaderValue::as_bytes)).unwrap();
                 let content = content(arrived.request.body()).unwrap();
+                // Whoever reads numbers in another way signs another text for any other body.
+                let body = String::from_utf8(arrived.request.body().to_vec()).unwrap();
+                assert_eq!(body, content.as_ref().map_or("", Canonical::as_str));
                 let uri = arrived.request.uri().to_string();
                 let method = arrived.request.method().as_str();
                 let signed = Signed { method, uri: &uri, content: content.as_ref() };
@@ -213,7 +227,7 @@ mod tests {
         );
         // Old rooms hold numbers that canonical JSON does not know.
         let pdu = serde_json::value::RawValue::from_string(
-            r#"{"depth":1.50,"n":12345678901234567890123}"#.to_owned(),
+            r#"{"depth":1.50,"n":12345678901234567890123,"e":1e3, "z":-0,"f":10e2}"#.to_owned(),
         );
         request.pdus.push(pdu.unwrap());
         assert!(client.send(b(), request, Options::default()).await.unwrap().pdus.is_empty());

@@ -15,20 +15,27 @@ mod fan_out;
 mod marks;
 mod news;
 pub mod outbox;
+mod outboxes;
 mod reader;
 mod send;
 mod shared;
 mod subject;
 mod transaction;
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, atomic::Ordering},
+};
 
 use federation::{backoff::Failing, client::Client};
 use ruma::{OwnedServerName, OwnedUserId, ServerName, UserId};
 use tokio::sync::watch;
 
 use crate::{
-    delivery::servers::shared::{READER, Shared},
+    delivery::servers::{
+        outboxes::{Outboxes, Sender},
+        shared::{READER, Shared},
+    },
     env::Env,
     error::Result,
     ids::{Position, RoomNum, UserNum},
@@ -37,15 +44,8 @@ use crate::{
 };
 
 pub use edus::Told;
+pub use shared::People;
 
-/// The outbox of one server holds at most this many messages.
-pub const OUTBOX_MESSAGES_MAX: usize = 50_000;
-/// The outbox of one server holds at most this many bytes.
-pub const OUTBOX_BYTES_MAX: usize = 64 << 20;
-/// Messages wait for at most this many servers at once.
-const OUTBOX_SERVERS_MAX: usize = 10_000;
-/// Requests for keys may fill one part in this many of an outbox, so that they leave room for the keys.
-const OUTBOX_KEY_REQUESTS_PART: usize = 2;
 /// At most this many changes of who types wait to be given to queues.
 const TYPING_ASKED_MAX: usize = 10_000;
 /// A user who goes on typing is told again after this time.
@@ -90,12 +90,12 @@ impl Servers {
 
     /// Begins to tell others, from where the last run ended. `written` says that the log has grown. Only the node that leads
     /// calls this, and only where rooms are shared with others.
-    pub fn start(&self, written: watch::Receiver<()>) -> Result<()> {
+    pub fn start(&self, written: watch::Receiver<()>, people: Arc<dyn People>) -> Result<()> {
         self.restore()?;
         self.0.has_started.store(true, Ordering::Release);
         let env = &self.0.env;
         env.spawn(send::give_turns(Arc::clone(&self.0)));
-        env.spawn(reader::follow(Arc::clone(&self.0), written));
+        env.spawn(reader::follow(Arc::clone(&self.0), people, written));
         env.spawn(news::tell(Arc::clone(&self.0)));
         Ok(())
     }
@@ -108,9 +108,14 @@ impl Servers {
         // The servers that were spoken to most recently come first.
         failing.sort_by_key(|(_, row)| std::cmp::Reverse(row.failing.since_ms));
         let behind = marks::list_behind(&*snapshot)?;
-        let outboxes = outbox::list_servers(&*snapshot)?;
+        let (mut outboxes, mut waited_for) = (Outboxes::default(), BTreeSet::new());
+        for waiting in outbox::list_all(&*snapshot)? {
+            let (server, sender, bytes) = waiting?;
+            outboxes.add(&server, sender, bytes);
+            waited_for.insert(server);
+        }
         let names = failing.iter().map(|(name, _)| name).chain(&behind);
-        let names: Vec<String> = names.chain(outboxes.iter().map(|(name, _)| name)).cloned().collect();
+        let names: Vec<String> = names.chain(&waited_for).cloned().collect();
         let now_ms = shared.env.now_ms();
         let mut board = shared.board.lock();
         board.read = cursor::find(&*snapshot, READER)?.unwrap_or(Position::ZERO);
@@ -118,7 +123,7 @@ impl Servers {
             let Ok(server) = OwnedServerName::try_from(name.as_str()) else { continue };
             let row = failing.iter().find(|(of, _)| of == name).map(|(_, row)| row.failing);
             let has_marks = behind.binary_search(name).is_ok();
-            let has_outbox = outboxes.iter().any(|(of, _)| of == name);
+            let has_outbox = waited_for.contains(name);
             let apart_ms = START_APART_MS.saturating_mul(place as u64);
             let due_ms = now_ms + apart_ms + shared.env.random_below(START_JITTER_MS);
             let due_ms = row.map_or(due_ms, |row| row.next_try_ms.max(due_ms));
@@ -127,7 +132,7 @@ impl Servers {
                 shared.away.write().insert(server);
             }
         }
-        *shared.outboxes.lock() = outboxes.into_iter().collect();
+        *shared.outboxes.lock() = outboxes;
         Ok(())
     }
 
@@ -198,27 +203,20 @@ impl Servers {
         self.0.news.notify_one();
     }
 
-    /// Keeps room for a message in the outbox of a server. It is refused where that is full, or where nothing is told to other
-    /// servers. Requests for keys are refused earlier.
-    pub fn reserve_outbox(&self, server: &ServerName, event_type: &str, bytes: usize) -> bool {
+    /// Keeps room for a message in the outbox of a server. It is refused where its sender has as much there as is free, or where nothing is
+    /// told to other servers. Requests for keys are refused earlier.
+    pub fn reserve_outbox(
+        &self,
+        server: &ServerName,
+        sender: &UserId,
+        event_type: &str,
+        bytes: usize,
+    ) -> bool {
         if !self.has_started() || !self.0.client.caller().servers().allows(server) {
             return false;
         }
-        let part = if outbox::is_key_request(event_type) { OUTBOX_KEY_REQUESTS_PART } else { 1 };
-        let mut outboxes = self.0.outboxes.lock();
-        if outboxes.len() >= OUTBOX_SERVERS_MAX && !outboxes.contains_key(server.as_str()) {
-            return false;
-        }
-        let size = outboxes.entry(server.to_string()).or_default();
-        let fits =
-            size.messages < OUTBOX_MESSAGES_MAX / part && size.bytes + bytes <= OUTBOX_BYTES_MAX / part;
-        if fits {
-            size.messages += 1;
-            size.bytes += bytes;
-        } else if size.messages == 0 {
-            outboxes.remove(server.as_str());
-        }
-        fits
+        let (sender, is_key_request) = (Sender::of(sender.as_str()), outbox::is_key_request(event_type));
+        self.0.outboxes.lock().reserve(server.as_str(), sender, bytes, is_key_request)
     }
 
     /// Messages for a server have come into its outbox, and are durable.
@@ -234,7 +232,7 @@ impl Servers {
         let view = self.0.store.view();
         let seen = self.0.board.lock().seen(server);
         let row = marks::find_failing(&view, server.as_str())?;
-        let waiting = self.0.outboxes.lock().get(server.as_str()).copied().unwrap_or_default();
+        let waiting = self.0.outboxes.lock().size(server.as_str());
         Ok(Status {
             failing: seen.map_or_else(|| row.as_ref().map(|row| row.failing), |seen| seen.failing),
             why: row.map(|row| row.why),

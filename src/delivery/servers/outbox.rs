@@ -6,6 +6,7 @@ use std::ops::Bound;
 use bytes::Bytes;
 use ruma::{UserId, events::AnyToDeviceEventContent, serde::Raw};
 
+use super::outboxes::Sender;
 use crate::{
     ids::{Position, UserNum},
     json::{JsonRef, Object},
@@ -108,14 +109,14 @@ pub(super) fn delete(to: &mut impl Write, server: &str, positions: &[Position]) 
     }
 }
 
-/// Deletes the messages for a server that have waited for too long, and tells how much went.
+/// Deletes the messages for a server that have waited for too long, and tells whose they were, with their bytes.
 pub(super) fn forget_old(
     to: &mut impl Write,
     read: &(impl Read + ?Sized),
     server: &str,
     now_ms: u64,
-) -> Result<Size, Fault> {
-    let mut gone = Size::default();
+) -> Result<Vec<(Sender, usize)>, Fault> {
+    let mut gone = Vec::new();
     let rows = schema::OUTBOX.prefix::<(String,)>(read, (server,), Direction::Up)?;
     for row in rows.take(FORGOTTEN_AT_ONCE) {
         let ((_, position), row) = row?;
@@ -123,31 +124,15 @@ pub(super) fn forget_old(
             break;
         }
         schema::OUTBOX.delete(to, (server, position));
-        gone.messages += 1;
-        gone.bytes += row.json.len();
+        gone.push((Sender::of_message(&row.json), row.json.len()));
     }
     Ok(gone)
 }
 
-/// The number and the bytes of the messages that wait for a server.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Size {
-    pub(super) messages: usize,
-    pub(super) bytes: usize,
-}
-
-/// Lists the servers for which messages wait, with how much does.
-pub(super) fn list_servers(read: &(impl Read + ?Sized)) -> Result<Vec<(String, Size)>, Fault> {
-    let mut servers: Vec<(String, Size)> = Vec::new();
-    for row in schema::OUTBOX.prefix::<()>(read, (), Direction::Up)? {
-        let ((server, _), row) = row?;
-        if servers.last().is_none_or(|(last, _)| *last != server) {
-            servers.push((server, Size::default()));
-        }
-        if let Some((_, size)) = servers.last_mut() {
-            size.messages += 1;
-            size.bytes += row.json.len();
-        }
-    }
-    Ok(servers)
+/// Lists all messages that wait, each with its server, its sender and its bytes.
+pub(super) fn list_all(
+    read: &(impl Read + ?Sized),
+) -> Result<impl Iterator<Item = Result<(String, Sender, usize), Fault>>, Fault> {
+    let rows = schema::OUTBOX.prefix::<()>(read, (), Direction::Up)?;
+    Ok(rows.map(|row| row.map(|((server, _), row)| (server, Sender::of_message(&row.json), row.json.len()))))
 }

@@ -16,7 +16,7 @@ use crate::{
     delivery::servers::{
         edus::{self, Edu},
         fan_out::List,
-        shared::{READER, Shared},
+        shared::{People, READER, Shared},
         subject::Subject,
     },
     encryption::device_lists,
@@ -49,6 +49,10 @@ const ANNOUNCED_AFTER: Duration = Duration::from_secs(10);
 const MISSED_MAX: usize = 20;
 /// Look at most at this many events of a room for those.
 const LOOKED_AT_MAX: usize = 1_000;
+/// A server that comes into a room is told of the presence of at most this many users of ours there.
+const GREETED_MAX: usize = 50;
+/// Look at no more than this many members of a room that somebody of ours is the first to come into.
+const MET_MAX: usize = 1_000;
 /// A receipt that is older than this is not told any more.
 const RECEIPT_MS_MAX: u64 = 60 * 60 * 1000;
 /// A receipt waits at least this long for what else comes, and longer the more servers are told.
@@ -66,15 +70,17 @@ enum News {
         at: Position,
     },
     Receipt(Edu),
+    /// How present a user is, whom the servers did not see until now.
+    Presence(Edu),
 }
 
 /// Follows the log until the server ends.
-pub(super) async fn follow(shared: Arc<Shared>, mut written: watch::Receiver<()>) {
+pub(super) async fn follow(shared: Arc<Shared>, people: Arc<dyn People>, mut written: watch::Receiver<()>) {
     let mut noted = Position::ZERO;
     let mut noted_at = shared.env.instant();
     loop {
         written.mark_unchanged();
-        let is_all = match read_page(&shared).await {
+        let is_all = match read_page(&shared, &people).await {
             Ok(is_all) => is_all,
             Err(error) => {
                 tracing::warn!(%error, "the log could not be read for other servers; it is tried again");
@@ -122,8 +128,8 @@ async fn note_cursor(shared: &Arc<Shared>, told: Position) -> Result<()> {
 }
 
 /// Reads a page of the log and gives what it says to the queues. Tells whether everything has been read.
-async fn read_page(shared: &Arc<Shared>) -> Result<bool> {
-    let owned = Arc::clone(shared);
+async fn read_page(shared: &Arc<Shared>, people: &Arc<dyn People>) -> Result<bool> {
+    let (owned, people) = (Arc::clone(shared), Arc::clone(people));
     let page = move || {
         let snapshot = owned.store.snapshot();
         let after = owned.board.lock().read;
@@ -134,7 +140,7 @@ async fn read_page(shared: &Arc<Shared>) -> Result<bool> {
         let entries = tail::read_kept_after(&*snapshot, after, PAGE_MAX)?;
         let is_all = entries.len() < PAGE_MAX;
         let reached = entries.last().map_or(upto, |(last, _)| if is_all { upto } else { *last });
-        let news = list_news(&owned, &snapshot, &entries)?;
+        let news = list_news((&owned, &*people), &snapshot, &entries)?;
         let has_news = !news.is_empty();
         let now_ms = owned.env.now_ms();
         for (servers, news) in news {
@@ -148,6 +154,9 @@ async fn read_page(shared: &Arc<Shared>) -> Result<bool> {
                     }
                     owned.write_marks(&mut board);
                 }
+                News::Presence(edu) => servers.iter().for_each(|server| {
+                    board.offer_edu(server, edu.clone(), None);
+                }),
                 News::Receipt(edu) => {
                     let for_all = RECEIPT_WAITS_A_SERVER_MS.saturating_mul(servers.len() as u64);
                     let at_ms = now_ms + for_all.clamp(RECEIPT_WAITS_MS, RECEIPT_WAITS_MS_MAX);
@@ -169,7 +178,7 @@ async fn read_page(shared: &Arc<Shared>) -> Result<bool> {
 
 /// Lists what these entries say that is ours to tell, in their order, each with the servers that are told.
 fn list_news(
-    shared: &Shared,
+    (shared, people): (&Shared, &dyn People),
     snapshot: &Snapshot,
     entries: &[(Position, LogEntry)],
 ) -> Result<Vec<(List, News)>> {
@@ -197,12 +206,20 @@ fn list_news(
                     for at in list_own_sticky(shared, snapshot, *room, *position)? {
                         news.push((List::clone(&server), News::Kept { subject: Subject::Room(*room), at }));
                     }
+                    for user in members::joined_local_users(snapshot, *room)?.take(GREETED_MAX) {
+                        let edu = find_presence(people, snapshot, user?)?;
+                        news.extend(edu.map(|edu| (List::clone(&server), News::Presence(edu))));
+                    }
                 }
+                note_met((shared, people), snapshot, *room, &stored)?;
                 // The devices are ours to tell also where another server tells of the join.
                 if let Some(user) = find_joined(shared, snapshot, *room, &stored)? {
                     let servers = planner.announce_to(snapshot, user, *room)?;
                     if !servers.is_empty() {
                         news.push((servers, News::Kept { subject: Subject::Devices(user), at: *position }));
+                    }
+                    if let Some(edu) = find_presence(people, snapshot, user)? {
+                        news.push((planner.of_room(snapshot, *room)?, News::Presence(edu)));
                     }
                 }
             }
@@ -374,6 +391,42 @@ fn find_joined(
         return Ok(None);
     }
     users::find_num(snapshot, user_id)
+}
+
+/// The presence of a user of ours, as it is told to servers that see it from now on; `None` where there is nothing to tell.
+fn find_presence(people: &dyn People, snapshot: &Snapshot, user: UserNum) -> Result<Option<Edu>, Fault> {
+    let Some(told) = people.presence(user) else { return Ok(None) };
+    let account = users::find(snapshot, user)?;
+    Ok(account.map(|account| edus::presence(&account.user_id, &told)))
+}
+
+/// Notes which users of other servers ours come to share a room with by an event.
+fn note_met(
+    (shared, people): (&Shared, &dyn People),
+    snapshot: &Snapshot,
+    room: RoomNum,
+    stored: &StoredEvent,
+) -> Result<(), Fault> {
+    if stored.membership() != Some(Membership::Join) {
+        return Ok(());
+    }
+    let user_id = stored.row.state_key();
+    let Some(user_id) = user_id.as_deref().and_then(|user| <&UserId>::try_from(user).ok()) else {
+        return Ok(());
+    };
+    if *user_id.server_name() != *shared.us {
+        people.met(user_id, room);
+    } else if members::joined_local_users(snapshot, room)?.take(2).count() == 1 {
+        // Nobody of ours was there before.
+        for row in members::list_keys(snapshot, room)?.take(MET_MAX) {
+            let (user, _) = row?;
+            if let Some(other) = <&UserId>::try_from(&*user).ok().filter(|it| *it.server_name() != *shared.us)
+            {
+                people.met(other, room);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The public receipt of one of our users that was stored at this position, unless a newer one stands in its place.

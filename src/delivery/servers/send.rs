@@ -19,6 +19,7 @@ use crate::{
         edus::{self, Edu},
         marks,
         outbox::{self, JsonOfEdu},
+        outboxes::Sender,
         shared::Shared,
         subject::Subject,
         transaction::{BYTES_MAX, JsonOfPdu, News, Transaction, part},
@@ -187,16 +188,17 @@ async fn fail(shared: &Arc<Shared>, server: &OwnedServerName, not_taken: NotTake
 
 /// Deletes messages that have waited for too long for a server that does not answer.
 fn forget_old(shared: &Shared, server: &OwnedServerName, now_ms: u64) -> Result<()> {
-    if !shared.outboxes.lock().contains_key(server.as_str()) {
+    if !shared.outboxes.lock().has(server.as_str()) {
         return Ok(());
     }
     let mut note = shared.store.note(&Guard::own_tables());
     let gone = outbox::forget_old(&mut note, &*shared.store.snapshot(), server.as_str(), now_ms)?;
-    if gone.messages > 0 {
+    if !gone.is_empty() {
         drop(shared.store.enqueue_note(note)?);
+        let count = gone.len();
         shared.count_outbox(server.as_str(), gone);
-        shared.metrics.to_device_dropped("server_away", gone.messages);
-        tracing::info!(%server, count = gone.messages, "messages for devices of another server are dropped: it did not answer for 30 days");
+        shared.metrics.to_device_dropped("server_away", count);
+        tracing::info!(%server, count, "messages for devices of another server are dropped: it did not answer for 30 days");
     }
     Ok(())
 }
@@ -229,7 +231,7 @@ async fn send(
     };
     let transactions = shared.env.blocking(load).await?;
     send_all(shared, server, place, transactions).await?;
-    if !shared.outboxes.lock().contains_key(server.as_str()) {
+    if !shared.outboxes.lock().has(server.as_str()) {
         return Ok(shared.board.lock().succeeded(server, false));
     }
     let (owned, to) = (Arc::clone(shared), server.clone());
@@ -344,8 +346,8 @@ async fn forget_outbox(
     let positions = transaction.outbox();
     let Some(last) = positions.last().copied() else { return Ok(()) };
     shared.board.lock().took_outbox(server, last);
-    let bytes = transaction.edus.iter().filter(|edu| edu.outbox.is_some()).map(|edu| edu.json.0.len()).sum();
-    let gone = outbox::Size { messages: positions.len(), bytes };
+    let gone = transaction.edus.iter().filter(|edu| edu.outbox.is_some());
+    let gone = gone.map(|edu| (Sender::of_message(&edu.json.0), edu.json.0.len())).collect();
     shared.count_outbox(server.as_str(), gone);
     let (owned, server) = (Arc::clone(shared), server.clone());
     let delete = move || {
@@ -478,6 +480,9 @@ fn judge(failure: &Failure) -> Judged {
             match (status.as_u16(), asked) {
                 (429, Some(asked)) if asked <= WAITED_FOR_MAX => Judged::Again(asked.max(AGAIN_AFTER)),
                 (502..=504, None) => Judged::Again(AGAIN_AFTER),
+                // A signature that is not right may be the doing of one thing in the transaction, which the other server reads in
+                // another way; if all is refused, the transaction without anything is, too.
+                (401, None) => Judged::Refused,
                 (401 | 403 | 404 | 405 | 408 | 429 | 500..=599, asked) => {
                     Judged::Failed(asked.unwrap_or_default())
                 }
@@ -520,10 +525,10 @@ mod tests {
 
     #[test]
     fn a_server_that_refuses_something_is_not_away() {
-        for status in [400, 410, 413, 421] {
+        for status in [400, 401, 410, 413, 421] {
             assert_eq!(judge(&refused(status, None)), Judged::Refused, "{status}");
         }
-        for status in [401, 403, 404, 500] {
+        for status in [403, 404, 500] {
             assert_eq!(judge(&refused(status, None)), Judged::Failed(Duration::ZERO), "{status}");
         }
         assert_eq!(judge(&Failure::TimedOut), Judged::Failed(Duration::ZERO));

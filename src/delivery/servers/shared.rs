@@ -11,11 +11,17 @@ use std::{
 
 use federation::client::Client;
 use parking_lot::{Mutex, RwLock};
-use ruma::{OwnedServerName, OwnedUserId, ServerName};
+use ruma::{OwnedServerName, OwnedUserId, ServerName, UserId};
 use tokio::sync::Notify;
 
 use crate::{
-    delivery::servers::{board::Board, edus::Told, fan_out::Planner, marks, outbox::Size},
+    delivery::servers::{
+        board::Board,
+        edus::Told,
+        fan_out::Planner,
+        marks,
+        outboxes::{Outboxes, Sender},
+    },
     env::Env,
     error::Result,
     ids::{Position, RoomNum, UserNum},
@@ -39,6 +45,16 @@ pub(super) struct Asked {
     pub(super) presence: BTreeMap<UserNum, (OwnedUserId, Told)>,
 }
 
+/// The presence of users, as those know it who keep it in memory. It is told to a server when the server comes to share a room with a
+/// user of ours, and else when it changes.
+pub trait People: Send + Sync {
+    /// How present a user of ours is, where others are told of that.
+    fn presence(&self, user: UserNum) -> Option<Told>;
+
+    /// Our users came to share this room with a user of another server, or do again.
+    fn met(&self, other: &UserId, room: RoomNum);
+}
+
 /// The part that all tasks share.
 pub(super) struct Shared {
     pub(super) env: Env,
@@ -49,8 +65,8 @@ pub(super) struct Shared {
     pub(super) board: Mutex<Board>,
     pub(super) planner: Mutex<Planner>,
     pub(super) asked: Mutex<Asked>,
-    /// The sizes of outboxes, by server.
-    pub(super) outboxes: Mutex<BTreeMap<String, Size>>,
+    /// How much waits in outboxes, and whose it is.
+    pub(super) outboxes: Mutex<Outboxes>,
     /// When a room was last told that a user goes on typing: milliseconds since the epoch.
     pub(super) typing_told: Mutex<BTreeMap<(RoomNum, OwnedUserId), u64>>,
     /// The servers that do not answer: whatever speaks to us is looked for here.
@@ -148,14 +164,9 @@ impl Shared {
         Ok(())
     }
 
-    /// Counts messages that left the outbox of a server.
-    pub(super) fn count_outbox(&self, server: &str, gone: Size) {
+    /// Counts messages that left the outbox of a server: whose they were, and their bytes.
+    pub(super) fn count_outbox(&self, server: &str, gone: Vec<(Sender, usize)>) {
         let mut outboxes = self.outboxes.lock();
-        let Some(size) = outboxes.get_mut(server) else { return };
-        size.messages = size.messages.saturating_sub(gone.messages);
-        size.bytes = size.bytes.saturating_sub(gone.bytes);
-        if size.messages == 0 {
-            outboxes.remove(server);
-        }
+        gone.into_iter().for_each(|(sender, bytes)| outboxes.remove(server, sender, bytes));
     }
 }
