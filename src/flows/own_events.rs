@@ -68,12 +68,33 @@ pub(crate) async fn in_room_and_user<T: Send + 'static>(
     user: UserNum,
     work: impl FnOnce(&mut Change) -> Result<T> + Clone + Send + 'static,
 ) -> Result<T> {
+    let patience = Patience { until: app.env.uptime() + TAKES_MAX, minds_silence: false };
+    in_room_and_user_with(app, room, user, patience, work).await
+}
+
+/// Like [`in_room_and_user`], for events that nobody waits for. Errors: [`Error::Remote`] wherever the policy server is to be asked later.
+pub(crate) async fn in_room_and_user_unasked<T: Send + 'static>(
+    app: &App,
+    room: RoomNum,
+    user: UserNum,
+    work: impl FnOnce(&mut Change) -> Result<T> + Clone + Send + 'static,
+) -> Result<T> {
+    let patience = Patience { until: app.env.uptime() + UNASKED_TAKES_MAX, minds_silence: true };
+    in_room_and_user_with(app, room, user, patience, work).await
+}
+
+async fn in_room_and_user_with<T: Send + 'static>(
+    app: &App,
+    room: RoomNum,
+    user: UserNum,
+    patience: Patience,
+    work: impl FnOnce(&mut Change) -> Result<T> + Clone + Send + 'static,
+) -> Result<T> {
     let begin = move |app: &App, seat: Seat| Change::begin(&app.store, seat, room);
     let work = move |change: &mut Change, server: &mut ServerLock<'_>| {
         server.take_user(change, user);
         work(change)
     };
-    let patience = Patience { until: app.env.uptime() + TAKES_MAX, minds_silence: false };
     in_rounds(app, room, patience, begin, work).await
 }
 

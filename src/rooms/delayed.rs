@@ -5,10 +5,10 @@
 //! first one moves the timer. So a user who schedules, restarts and cancels without end has no more timers than anybody else.
 //! `src/flows/room/delayed.rs` sends what is due.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use ruma::{CanonicalJsonObject, RoomId};
+use ruma::{CanonicalJsonObject, OwnedRoomId, RoomId};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
@@ -126,7 +126,7 @@ pub fn schedule(
     }
     let before_ms = find_next_ms(batch, user)?;
     schema::DELAYED.put(batch, (user, id), &Json(row.clone()));
-    schema::DELAYED_DUE.put(batch, (user, row.due_ms(), id), &());
+    schema::DELAYED_DUE.put(batch, (user, row.listed_ms(), id), &());
     Ok(follow_first(batch, user, before_ms)?)
 }
 
@@ -166,11 +166,48 @@ pub fn restart(
     now_ms: u64,
 ) -> Result<(), Fault> {
     let before_ms = find_next_ms(batch, user)?;
-    schema::DELAYED_DUE.delete(batch, (user, row.due_ms(), id));
-    let row = DelayedRow { scheduled_ms: now_ms, ..row };
-    schema::DELAYED_DUE.put(batch, (user, row.due_ms(), id), &());
+    schema::DELAYED_DUE.delete(batch, (user, row.listed_ms(), id));
+    let row = DelayedRow { scheduled_ms: now_ms, again_ms: None, ..row };
+    schema::DELAYED_DUE.put(batch, (user, row.listed_ms(), id), &());
     schema::DELAYED.put(batch, (user, id), &Json(row));
     follow_first(batch, user, before_ms)
+}
+
+/// Puts off an event that is due and could not be sent, whose row this is, so that those behind it get their turn; the caller holds the
+/// user's lock.
+pub fn put_off(
+    batch: &mut Batch,
+    user: UserNum,
+    id: &str,
+    row: DelayedRow,
+    again_ms: u64,
+) -> Result<(), Fault> {
+    let before_ms = find_next_ms(batch, user)?;
+    schema::DELAYED_DUE.delete(batch, (user, row.listed_ms(), id));
+    let row = DelayedRow { again_ms: Some(again_ms), ..row };
+    schema::DELAYED_DUE.put(batch, (user, row.listed_ms(), id), &());
+    schema::DELAYED.put(batch, (user, id), &Json(row));
+    follow_first(batch, user, before_ms)
+}
+
+/// The rooms in which delayed events of a user are tried again after this time, each with that time: what is due behind them waits.
+pub fn list_put_off(
+    read: &(impl Read + ?Sized),
+    user: UserNum,
+    now_ms: u64,
+) -> Result<BTreeMap<OwnedRoomId, u64>, Fault> {
+    let mut rooms = BTreeMap::new();
+    for row in schema::DELAYED_DUE.prefix::<(UserNum,)>(read, (user,), Direction::Up)? {
+        let ((_, listed_ms, id), ()) = row?;
+        if listed_ms <= now_ms {
+            continue;
+        }
+        let row = schema::DELAYED.get(read, (user, id.as_str()))?;
+        if let Some(Json(row)) = row.filter(|Json(row)| row.again_ms.is_some()) {
+            rooms.entry(row.room_id).or_insert(listed_ms);
+        }
+    }
+    Ok(rooms)
 }
 
 /// Ends a delayed event that waits, whose row this is; the caller holds the user's lock.
@@ -183,7 +220,7 @@ pub fn end(
 ) -> Result<(), Fault> {
     debug_assert!(row.end.is_none(), "a delayed event ends once");
     let before_ms = find_next_ms(batch, user)?;
-    schema::DELAYED_DUE.delete(batch, (user, row.due_ms(), id));
+    schema::DELAYED_DUE.delete(batch, (user, row.listed_ms(), id));
     schema::DELAYED_ENDED.put(batch, (user, end.at_ms, id), &());
     let now_ms = end.at_ms;
     let content = match end.outcome {

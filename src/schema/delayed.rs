@@ -28,6 +28,9 @@ pub struct DelayedRow {
     /// For how many milliseconds the event stays sticky once it is sent, if it is a sticky event (MSC4354).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sticky_ms: Option<u64>,
+    /// When it is tried next, in milliseconds since the epoch, where it was due and could not be sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub again_ms: Option<u64>,
     /// The end of it, once it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub end: Option<DelayedEnd>,
@@ -37,6 +40,11 @@ impl DelayedRow {
     /// When it is to be sent, in milliseconds since the epoch.
     pub fn due_ms(&self) -> u64 {
         self.scheduled_ms.saturating_add(self.delay_ms)
+    }
+
+    /// When there is something to do for it, in milliseconds since the epoch: it is due, or tried again.
+    pub fn listed_ms(&self) -> u64 {
+        self.again_ms.unwrap_or_else(|| self.due_ms())
     }
 }
 

@@ -301,6 +301,33 @@ async fn a_slow_policy_server_holds_up_its_own_rooms_senders_alone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_silent_policy_server_holds_up_no_delayed_event_of_another_room() {
+    let it = Guarded::new().await;
+    let other = it.alice().create(json!({ "preset": "public_chat" })).await;
+    let later = |room: &str, txn: &str, delay_ms: u64| {
+        let path = format!("/rooms/{}/send/m.test/{txn}?org.matrix.msc4140.delay={delay_ms}", encoded(room));
+        let alice = it.alice().clone();
+        async move { alice.ok_put(&path, json!({ "body": "later" })).await }
+    };
+    let count = async |room: &str| {
+        let page = it.alice().ok_get(&format!("/rooms/{}/messages?dir=b", encoded(room))).await;
+        page["chunk"].as_array().unwrap().iter().filter(|event| event["type"] == "m.test").count()
+    };
+    it.silence();
+    for number in 0..3_u64 {
+        later(&it.scene.room, &format!("held-up-{number}"), 1_000 + number).await;
+    }
+    later(&other, "free", 2_000).await;
+    it.pass(Duration::from_secs(20)).await;
+    assert_eq!(count(&other).await, 1);
+    assert_eq!(count(&it.scene.room).await, 0);
+    it.end_silence();
+    it.pass(Duration::from_secs(120)).await;
+    assert_eq!(count(&it.scene.room).await, 3, "they are tried again");
+    it.scene.server.assert_whole();
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_changes_while_the_policy_server_is_asked_counts() {
     let it = Guarded::new().await;
     let slow = || Says::After(Duration::from_secs(4), Box::new(Says::Signs(1)));

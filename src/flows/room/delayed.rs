@@ -3,9 +3,9 @@
 //! An event is sent in the batch that ends its delay, so that it is sent once, whenever the server is killed. It is judged when it is
 //! sent, as if its user sent it then.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
-use ruma::{CanonicalJsonObject, OwnedRoomId};
+use ruma::{CanonicalJsonObject, OwnedRoomId, api::error::ErrorKind};
 
 use crate::{
     accounts::{Caller, users},
@@ -29,7 +29,10 @@ use crate::{
         event_types::{MEMBER, REDACTION},
         rooms::Membership,
     },
-    store::timer::{self, Timer},
+    store::{
+        Batch, Fault,
+        timer::{self, Timer},
+    },
 };
 
 /// At most this many events of a user are sent at a time; others who have events that are due get their turn in between.
@@ -79,6 +82,7 @@ pub(crate) async fn schedule(app: &App, caller: &Caller, wanted: Wanted) -> Resu
         delayed::forget_old(batch, user, now_ms)?;
         if delayed::find(batch, user, &id, now_ms)?.is_none() {
             let row = DelayedRow {
+                again_ms: None,
                 room_id: wanted.room,
                 event_type: wanted.event_type,
                 state_key: wanted.state_key,
@@ -208,7 +212,7 @@ async fn send_one(app: &App, user: UserNum, id: &str, only_due: bool) -> Result<
     };
     let room = commit::require_num(app, &room_id)?;
     let (owned, id) = (app.clone(), id.to_owned());
-    let sent = own_events::in_room_and_user(app, room, user, move |change| {
+    let work = move |change: &mut Change| {
         let now_ms = owned.env.now_ms();
         let row = delayed::find(&change.batch, user, &id, now_ms)?.filter(|row| row.end.is_none());
         let Some(row) = row.filter(|row| !only_due || row.due_ms() <= now_ms) else { return Ok(None) };
@@ -216,8 +220,11 @@ async fn send_one(app: &App, user: UserNum, id: &str, only_due: bool) -> Result<
         let end = DelayedEnd { at_ms: now_ms, outcome: DelayedOutcome::Sent(event_id) };
         delayed::end(&mut change.batch, user, &id, row, end)?;
         Ok(Some(promised))
-    })
-    .await?;
+    };
+    let sent = match only_due {
+        true => own_events::in_room_and_user_unasked(app, room, user, work).await?,
+        false => own_events::in_room_and_user(app, room, user, work).await?,
+    };
     let Some(promised) = sent else { return Ok(false) };
     jobs::begin(app, promised);
     Ok(true)
@@ -251,70 +258,101 @@ fn add(
 }
 
 /// Sends the events of a user that are due, in the order in which they are, forgets those that ended long ago, and sets the timer for
-/// what is to be done next.
+/// what is to be done next. An event that cannot be sent now is put off with those behind it in its room, and holds up no other room.
 pub(crate) async fn attend(app: &App, user: UserNum, fired: Timer) -> Result<()> {
     let now_ms = app.env.now_ms();
     let store = app.store.clone();
-    let list = move || Ok(delayed::list_due(&store.view(), user, now_ms, SENT_AT_ONCE)?);
-    let due = app.env.blocking(list).await?;
-    let (mut is_put_off, until) = (false, app.env.instant() + TURN);
+    let list = move || {
+        let view = store.view();
+        let due = delayed::list_due(&view, user, now_ms, SENT_AT_ONCE)?;
+        let held_up =
+            if due.is_empty() { BTreeMap::new() } else { delayed::list_put_off(&view, user, now_ms)? };
+        Ok((due, held_up))
+    };
+    let (due, mut held_up) = app.env.blocking(list).await?;
+    let until = app.env.instant() + TURN;
     for (id, row) in due {
         if app.env.instant() > until {
             break;
         }
-        is_put_off |= !send_due(app, user, id, &row, now_ms).await?;
+        if let Some(again_ms) = held_up.get(&row.room_id) {
+            put_off(app, user, id, *again_ms).await?;
+            continue;
+        }
+        if let Some(again_ms) = send_due(app, user, id, &row).await? {
+            held_up.insert(row.room_id, again_ms);
+        }
     }
     write::for_user(app, user, move |app, batch| {
         let now_ms = app.env.now_ms();
         delayed::forget_old(batch, user, now_ms)?;
         // Where the timer was moved meanwhile, by what was sent or by the user, the one that it has now is moved on.
         timer::fire(batch, &fired)?;
-        // An event that is due already is put off, or is one more than is sent at once.
-        let soonest_ms = now_ms + if is_put_off { AGAIN_MS } else { 1 };
-        let next_ms = delayed::find_next_ms(batch, user)?.map(|next_ms| next_ms.max(soonest_ms));
+        // An event that is due already is one more than is sent at once.
+        let next_ms = delayed::find_next_ms(batch, user)?.map(|next_ms| next_ms.max(now_ms + 1));
         Ok(delayed::set_timer(batch, user, next_ms)?)
     })
     .await
 }
 
-/// Sends an event that is due, or ends it where it is refused. Answers `false` where it must be tried again, because the fault is not
-/// its user's.
-async fn send_due(app: &App, user: UserNum, id: String, row: &DelayedRow, now_ms: u64) -> Result<bool> {
+/// Sends an event that is due, or ends it where it is refused. Where the fault is not its user's, or they have done too much just now, it is
+/// put off, until the time that is answered.
+async fn send_due(app: &App, user: UserNum, id: String, row: &DelayedRow) -> Result<Option<u64>> {
     let why = match send_counted(app, user, &id, row).await {
-        Ok(_) => return Ok(true),
-        Err(Error::Refused(why)) => {
+        Ok(_) => return Ok(None),
+        Err(Error::Refused(why)) if !matches!(why.kind, ErrorKind::LimitExceeded(_)) => {
             tracing::debug!(%user, room = %row.room_id, reason = why.message, "a delayed event is refused");
             (why.kind.errcode().to_string(), why.message)
         }
-        Err(why) if now_ms < row.due_ms().saturating_add(GIVEN_UP_MS) => {
-            tracing::info!(%why, %user, room = %row.room_id, "a delayed event is tried again later");
-            return Ok(false);
-        }
         Err(why) => {
+            let now_ms = app.env.now_ms();
+            if now_ms < row.due_ms().saturating_add(GIVEN_UP_MS) {
+                tracing::info!(%why, %user, room = %row.room_id, "a delayed event is tried again later");
+                let again_ms = now_ms + AGAIN_MS;
+                put_off(app, user, id, again_ms).await?;
+                return Ok(Some(again_ms));
+            }
             tracing::warn!(%why, %user, room = %row.room_id, "a delayed event is given up, because it could not be sent for long");
             ("M_UNKNOWN".to_owned(), "The event could not be sent for ten minutes.".to_owned())
         }
     };
+    for_waiting(app, user, id, move |batch, id, row, now_ms| {
+        let end = DelayedEnd { at_ms: now_ms, outcome: DelayedOutcome::Refused(why.0, why.1) };
+        delayed::end(batch, user, id, row, end)
+    })
+    .await?;
+    Ok(None)
+}
+
+async fn put_off(app: &App, user: UserNum, id: String, again_ms: u64) -> Result<()> {
+    for_waiting(app, user, id, move |batch, id, row, _| delayed::put_off(batch, user, id, row, again_ms))
+        .await
+}
+
+/// Changes an event that waits and is due, unless its user was faster.
+async fn for_waiting(
+    app: &App,
+    user: UserNum,
+    id: String,
+    work: impl FnOnce(&mut Batch, &str, DelayedRow, u64) -> Result<(), Fault> + Send + 'static,
+) -> Result<()> {
     write::for_user(app, user, move |app, batch| {
         let now_ms = app.env.now_ms();
-        if let Some(row) = delayed::find(batch, user, &id, now_ms)?
-            && row.end.is_none()
-            && row.due_ms() <= now_ms
-        {
-            let end = DelayedEnd { at_ms: now_ms, outcome: DelayedOutcome::Refused(why.0, why.1) };
-            delayed::end(batch, user, &id, row, end)?;
+        let row = delayed::find(batch, user, &id, now_ms)?;
+        if let Some(row) = row.filter(|row| row.end.is_none() && row.due_ms() <= now_ms) {
+            work(batch, &id, row, now_ms)?;
         }
         Ok(())
     })
-    .await?;
-    Ok(true)
+    .await
 }
 
-/// Sends an event that is due, within the limits that its user has for sending events.
+/// Sends an event that is due. It counts like one that its user sends now; as nobody is there to try it again, it may put the user into
+/// debt, which what they send next has to wait for.
 async fn send_counted(app: &App, user: UserNum, id: &str, row: &DelayedRow) -> Result<bool> {
-    app.limits.take(Limit::Send, Source::User(user))?;
+    app.limits.take_more(Limit::Send, Source::User(user), 1)?;
     if row.event_type == MEMBER && row.state_key.is_some() {
-        app.limits.take(Limit::Membership, Source::User(user))?;
+        app.limits.take_more(Limit::Membership, Source::User(user), 1)?;
     }
     send_one(app, user, id, true).await
 }

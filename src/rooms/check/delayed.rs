@@ -11,7 +11,7 @@ pub(super) fn checks() -> [RowCheck; 4] {
         RowCheck::of(&schema::DELAYED, |read, (user, id), Json(row), doubts| {
             let id = id.as_str();
             let is_listed = match &row.end {
-                None => schema::DELAYED_DUE.contains(read, (*user, row.due_ms(), id))?,
+                None => schema::DELAYED_DUE.contains(read, (*user, row.listed_ms(), id))?,
                 Some(end) => schema::DELAYED_ENDED.contains(read, (*user, end.at_ms, id))?,
             };
             doubts.unless(is_listed, "neither the events that wait nor those that have ended list it");
@@ -20,7 +20,7 @@ pub(super) fn checks() -> [RowCheck; 4] {
         }),
         RowCheck::of(&schema::DELAYED_DUE, |read, (user, due_ms, id), (), doubts| {
             let row = schema::DELAYED.get(read, (*user, id.as_str()))?;
-            let is_due = row.is_some_and(|Json(row)| row.end.is_none() && row.due_ms() == *due_ms);
+            let is_due = row.is_some_and(|Json(row)| row.end.is_none() && row.listed_ms() == *due_ms);
             doubts.unless(is_due, "no delayed event of this id is due then");
             Ok(())
         }),
