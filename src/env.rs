@@ -4,7 +4,7 @@
 //! randomness comes from a seed, blocking work runs in place, so that a whole server is repeatable.
 
 pub mod payer;
-mod pool;
+pub(crate) mod pool;
 pub mod spent;
 
 use std::{future::Future, sync::Arc, time::Duration};

@@ -7,6 +7,7 @@ pub mod device;
 pub mod follow_up;
 pub mod jobs;
 pub mod keys;
+mod lanes;
 pub mod limits;
 pub(crate) mod membership;
 pub mod operator;

@@ -161,13 +161,14 @@ fn limits(config: &Config) -> Result<(), Wrong> {
             "expected 1 or more; sockets_max = 0 turns sockets off".into()
         })?;
     }
-    let buckets: [(&str, &Bucket); 10] = [
+    let buckets: [(&str, &Bucket); 11] = [
         ("login", &it.login),
         ("password", &it.password),
         ("register", &it.register),
         ("send", &it.send),
         ("membership", &it.membership),
         ("to_device", &it.to_device),
+        ("inbound_to_device", &it.inbound_to_device),
         ("sync", &it.sync),
         ("read", &it.read),
         ("transaction", &it.transaction),

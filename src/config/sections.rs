@@ -120,7 +120,7 @@ pub enum EncryptNew {
     /// No room, so that clients decide.
     #[default]
     Off,
-    /// Rooms into which one is invited: the presets for private chats.
+    /// Rooms that not everybody may enter: their join rule is not `public`.
     Invite,
     /// Every room that is made here.
     All,
@@ -298,8 +298,11 @@ pub struct Limits {
     pub send: Bucket,
     /// The rate of new rooms, joins and invitations, for each user; a new name counts once for each room that shows it.
     pub membership: Bucket,
-    /// The rate of messages to devices, for each user; a message counts for each device that it reaches and each 4 KiB.
+    /// The rate of messages to devices, for each user; a message counts for each device that it reaches and each 4 KiB,
+    /// a claim of one-time keys for each device.
     pub to_device: Bucket,
+    /// The rate of messages to devices that other servers bring, for each of their hosts and each address; counted as `to_device`.
+    pub inbound_to_device: Bucket,
     /// The rate of answers of `/sync` that come at once, for each device. A poll that comes too soon waits for its turn.
     pub sync: Bucket,
     /// The rate of requests that only read, for each user or address.
@@ -430,6 +433,7 @@ impl Default for Limits {
             send: Bucket { per_second: 20.0, burst: 200 },
             membership: Bucket { per_second: 5.0, burst: 100 },
             to_device: Bucket { per_second: 100.0, burst: 5000 },
+            inbound_to_device: Bucket { per_second: 500.0, burst: 20_000 },
             sync: Bucket { per_second: 10.0, burst: 100 },
             read: Bucket { per_second: 100.0, burst: 1000 },
             transaction: Bucket { per_second: 50.0, burst: 1000 },

@@ -15,7 +15,7 @@ use crate::env::payer::{Payer, Payers, Shares};
 
 /// A pool. A clone is another handle to the same one.
 #[derive(Clone)]
-pub(super) struct Pool(Arc<Inner>);
+pub(crate) struct Pool(Arc<Inner>);
 
 struct Inner {
     places: usize,
@@ -46,7 +46,7 @@ struct Waiter {
 }
 
 /// The place of a call in the pool, which is free again when this is dropped.
-pub(super) struct Permit {
+pub(crate) struct Permit {
     pool: Pool,
     payers: Payers,
 }
@@ -60,7 +60,7 @@ struct Waiting<'a> {
 
 /// The reason why a call may not wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Full {
+pub(crate) enum Full {
     /// As many calls wait as may.
     Pool,
     /// This payer has as many calls waiting as it may.
@@ -70,9 +70,18 @@ pub(super) enum Full {
 impl Pool {
     /// A pool with this many places, in which at most `calls_max` calls run or wait.
     pub(super) fn new(places: usize, calls_max: usize) -> Self {
+        Self::with_shares(places, calls_max, Shares::new(places))
+    }
+
+    /// A pool with this many places, of which a payer has at most this many at once. Any number of calls may wait for one.
+    pub(crate) fn of_places(places: usize, of_each: usize) -> Self {
+        Self::with_shares(places, usize::MAX, Shares::of_each(of_each))
+    }
+
+    fn with_shares(places: usize, calls_max: usize, running: Shares) -> Self {
         let state = State {
             running_count: 0,
-            running: Shares::new(places),
+            running,
             call_count: 0,
             calls: Shares::new(calls_max),
             lines: BTreeMap::new(),
@@ -83,7 +92,7 @@ impl Pool {
     }
 
     /// The number of calls that run or wait.
-    pub(super) fn call_count(&self) -> usize {
+    pub(crate) fn call_count(&self) -> usize {
         self.0.state.lock().call_count
     }
 
@@ -93,7 +102,7 @@ impl Pool {
     }
 
     /// Takes a place if there is one for these payers now.
-    pub(super) fn try_take(&self, payers: Payers) -> Option<Permit> {
+    pub(crate) fn try_take(&self, payers: Payers) -> Option<Permit> {
         let mut state = self.0.state.lock();
         if state.find_full(self.0.calls_max, payers).is_some() || !state.may_start(self.0.places, payers) {
             return None;
@@ -103,7 +112,7 @@ impl Pool {
     }
 
     /// Waits for a place. Fails at once where too many calls wait already, of all payers or of these.
-    pub(super) async fn take(&self, payers: Payers) -> Result<Permit, Full> {
+    pub(crate) async fn take(&self, payers: Payers) -> Result<Permit, Full> {
         let (waiting, started) = {
             let mut state = self.0.state.lock();
             if let Some(full) = state.find_full(self.0.calls_max, payers) {

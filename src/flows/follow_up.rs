@@ -125,10 +125,7 @@ async fn elsewhere(
 ) -> Result<()> {
     let owned = app.clone();
     let payers = app.env.blocking(move || Ok(payers::of_room(&owned.store.snapshot(), room)?)).await?;
-    match app.running.enter_elsewhere(payers) {
-        Some(_place) => payers.during(work).await,
-        None => jobs::put_aside(app, timer),
-    }
+    jobs::do_elsewhere(app, timer, payers, work).await
 }
 
 /// Fetches the rest of a room's state and makes it whole. A room that nobody of ours is in any more stays as it is.

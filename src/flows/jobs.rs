@@ -21,7 +21,7 @@ use crate::{
     flows::{
         App,
         jobs::line::{Held, Line},
-        places::{Place, Places},
+        lanes::{Lanes, NoPlace, Pace},
     },
     schema::jobs::{Job, Owner},
     store::{
@@ -42,10 +42,14 @@ const TRIES_MAX: u32 = 40;
 const SEEN_MAX: usize = 10_000;
 /// At most this many jobs that are looked up at the start begin at once.
 const BEGUN_AT_START_MAX: usize = 64;
-/// At most this many jobs beside those that stay here wait for other servers, which may take very long.
-const ELSEWHERE_MAX: usize = 64;
-/// It takes at least this many users, and as many other servers, to have as many wait.
+/// At most this many jobs that wait for other servers run at once, beside those that stay here, until it is known that they are slow.
+const QUICK_ELSEWHERE_MAX: usize = 24;
+/// It takes at least this many users, and as many other servers, to have as many run.
 const ELSEWHERE_PAYERS_MIN: usize = 8;
+/// At most this many that are slow wait for other servers, besides.
+const SLOW_ELSEWHERE_MAX: usize = 40;
+/// A job that was slow and had to make room is tried again after this time at the earliest.
+const GAVE_WAY_AGAIN: Duration = Duration::from_secs(10);
 /// A job that finds no place for waiting comes back after this time.
 const PLACE_AGAIN: Duration = Duration::from_secs(20);
 
@@ -66,7 +70,7 @@ struct Jobs {
     here: Mutex<Held>,
     /// The jobs that wait for other servers, or are about to.
     elsewhere: Mutex<BTreeSet<Name>>,
-    elsewhere_places: Places,
+    elsewhere_lanes: Lanes,
     /// Notified whenever a job is over.
     ended: Notify,
 }
@@ -84,7 +88,7 @@ impl Running {
             carry_out,
             here: Mutex::default(),
             elsewhere: Mutex::default(),
-            elsewhere_places: Places::new(ELSEWHERE_MAX, ELSEWHERE_PAYERS_MIN),
+            elsewhere_lanes: Lanes::new((QUICK_ELSEWHERE_MAX, ELSEWHERE_PAYERS_MIN), SLOW_ELSEWHERE_MAX),
             ended: Notify::default(),
         }))
     }
@@ -121,11 +125,6 @@ impl Running {
         } else {
             self.0.here.lock().contains(&name)
         }
-    }
-
-    /// Takes a place for a job that waits for another server, and that these pay for; `None` where there is none for them.
-    pub(crate) fn enter_elsewhere(&self, payers: Payers) -> Option<Place> {
-        payers.for_now(|| self.0.elsewhere_places.enter())
     }
 
     fn carry_out(&self, app: &App, timer: &Timer) -> BoxFuture<'static, Result<()>> {
@@ -292,8 +291,25 @@ fn fail(app: &App, failed: &Timer, why: &Error) -> Result<()> {
     Ok(())
 }
 
+/// Does the work of a job that waits for other servers, in a place for that which these pay for. Where there is none, the job comes
+/// back, which is no failure of it. Errors: [`Error::Busy`] where it was slow and had to make room, beside those of the work.
+pub(crate) async fn do_elsewhere(
+    app: &App,
+    job: &Timer,
+    payers: Payers,
+    work: impl Future<Output = Result<()>>,
+) -> Result<()> {
+    // A job that failed before was mostly slow, or would be.
+    let pace = if job.row.tries == 0 { Pace::Unknown } else { Pace::Slow };
+    match app.running.0.elsewhere_lanes.run(&app.env, (payers, pace), payers.during(work)).await {
+        Ok(done) => done,
+        Err(NoPlace::Full) => put_aside(app, job),
+        Err(NoPlace::GaveWay) => Err(Error::Busy { retry_after: GAVE_WAY_AGAIN }),
+    }
+}
+
 /// Has a job come back that finds no place for waiting. That is no failure of it.
-pub(crate) fn put_aside(app: &App, job: &Timer) -> Result<()> {
+fn put_aside(app: &App, job: &Timer) -> Result<()> {
     let wait_ms = u64::try_from(PLACE_AGAIN.as_millis()).unwrap_or(u64::MAX);
     set_again(app, job, (job.row.tries, wait_ms))
 }

@@ -14,6 +14,7 @@ use std::{
 };
 
 use quick_cache::sync::Cache;
+use sha2::{Digest as _, Sha256};
 
 use crate::{
     config::{Bucket, Limits},
@@ -44,8 +45,11 @@ pub enum Limit {
     Send,
     /// Requests that make a room or change somebody's membership, by act; a new name is an act in each room that shows it.
     Membership,
-    /// Messages to devices, by device that is reached and by 4 KiB.
+    /// Messages to devices, by device that is reached and by 4 KiB, and claims of one-time keys, by device.
     ToDevice,
+    /// Messages to devices that other servers bring, by device that is reached and by 4 KiB, by host and by address; and claims of
+    /// one-time keys by them, by device and by host.
+    InboundToDevice,
     /// Answers of `/sync` that come at once, by device.
     Sync,
     /// Requests that only read.
@@ -68,6 +72,7 @@ impl Limit {
             Self::ToDevice => "to_device",
             Self::Sync => "sync",
             Self::Read => "read",
+            Self::InboundToDevice => "inbound_to_device",
             Self::Transaction => "transaction",
             Self::Other => "other",
         }
@@ -87,9 +92,18 @@ pub enum Source {
     Name(u128),
     /// An address; of IPv6 the network of 64 bits, which one household has to itself.
     Address(u128),
+    /// A host on which other servers are, by the digest of its name.
+    Host(u128),
 }
 
 impl Source {
+    /// The host of another server, whichever of its ports that has.
+    pub fn host(host: &str) -> Self {
+        let digest: [u8; 32] = Sha256::digest(host).into();
+        let (half, _) = digest.split_first_chunk().unwrap_or((&[0; 16], &[]));
+        Self::Host(u128::from_be_bytes(*half))
+    }
+
     /// The source of a request without a token.
     pub fn address(address: IpAddr) -> Self {
         Self::Address(network(address))
@@ -111,19 +125,20 @@ type FullAt = Cache<(Limit, Source), Arc<AtomicU64>>;
 struct Buckets {
     env: Env,
     limits: Limits,
-    /// The buckets of users, addresses and names are apart from each other, so that somebody with many addresses or names cannot
+    /// The buckets of users, addresses, names and hosts are apart from each other, so that somebody with many addresses or names cannot
     /// have buckets of users forgotten.
     of_users: FullAt,
     of_addresses: FullAt,
     of_names: FullAt,
+    of_hosts: FullAt,
 }
 
 impl RateLimits {
     /// Buckets that are all full.
     pub fn new(env: Env, limits: &Limits) -> Self {
         let buckets = || Cache::new(BUCKETS_MAX);
-        let (of_users, of_addresses, of_names) = (buckets(), buckets(), buckets());
-        Self(Arc::new(Buckets { env, limits: limits.clone(), of_users, of_addresses, of_names }))
+        let (of_users, of_addresses, of_names, of_hosts) = (buckets(), buckets(), buckets(), buckets());
+        Self(Arc::new(Buckets { env, limits: limits.clone(), of_users, of_addresses, of_names, of_hosts }))
     }
 
     /// Takes one act from the bucket. Errors: 429 `M_LIMIT_EXCEEDED` with the time until there is one.
@@ -219,6 +234,7 @@ impl Buckets {
         let buckets = match source {
             Source::Address(_) => &self.of_addresses,
             Source::Name(_) => &self.of_names,
+            Source::Host(_) => &self.of_hosts,
             Source::User(_) | Source::Device(..) | Source::UserAt(..) => &self.of_users,
         };
         let found = buckets.get_or_insert_with(&(limit, source), || Ok::<_, Infallible>(Arc::default()));
@@ -235,6 +251,7 @@ impl Buckets {
             Limit::ToDevice => self.limits.to_device,
             Limit::Sync => self.limits.sync,
             Limit::Read => self.limits.read,
+            Limit::InboundToDevice => self.limits.inbound_to_device,
             Limit::Transaction => self.limits.transaction,
             Limit::Other => self.limits.other,
         }

@@ -17,6 +17,7 @@ use crate::{
         remote::{
             self,
             ask::Named,
+            attempts::Attempt,
             candidates::{CANDIDATES_MAX, candidates, find_here, find_named},
             join::Alone,
             template::Wanted,
@@ -60,8 +61,9 @@ pub(crate) async fn join(
     if num.is_none() {
         let (author, servers, reason, extra) =
             (Author::from(caller), servers.clone(), reason.clone(), extra.clone());
+        let attempt = app.remote.attempts.begin(&room_id, caller.user);
         let alone = app.remote.joining.enter(app, &room_id).await?;
-        num = join_elsewhere(app, author, &room_id, servers, (reason, extra), alone).await?;
+        num = join_elsewhere(app, author, &room_id, servers, (reason, extra), (attempt, alone)).await?;
     }
     if let Some(num) = num
         && !here::join(app, caller, num, reason.clone(), extra.clone()).await?
@@ -71,8 +73,9 @@ pub(crate) async fn join(
         if candidates.is_empty() {
             return Err(Refusal::forbidden("Nobody of this server may let you into the room.").into());
         }
+        let attempt = app.remote.attempts.begin(&room_id, caller.user);
         let alone = app.remote.joining.enter(app, &room_id).await?;
-        remote::join::vouched(app, caller.user, num, wanted, candidates, alone).await?;
+        remote::join::vouched(app, attempt, num, wanted, candidates, alone).await?;
     }
     Ok(room_id)
 }
@@ -103,15 +106,16 @@ async fn join_elsewhere(
     room_id: &RoomId,
     servers: Vec<OwnedServerName>,
     (reason, extra): (Option<String>, CanonicalJsonObject),
-    alone: Alone,
+    (attempt, alone): (Attempt, Alone),
 ) -> Result<Option<RoomNum>> {
+    attempt.require_wanted()?;
     if let Some(num) = find_here(app, room_id)? {
         return Ok(Some(num));
     }
     let wanted = wanted(app, &author, room_id, reason, extra)?;
     let servers = with_inviter(app, &author, room_id, servers)?;
     let candidates = candidates(app, room_id, servers)?;
-    remote::join::join(app, author.user, wanted, candidates, alone).await?;
+    remote::join::join(app, attempt, wanted, candidates, alone).await?;
     Ok(None)
 }
 
@@ -153,13 +157,28 @@ pub(crate) async fn set_state(
     }
 }
 
-/// Leaves a room, or refuses an invitation to it. Nothing happens if the caller has left already.
+/// Leaves a room, or refuses an invitation to it. Nothing happens if the caller has left already, and whatever of the caller is
+/// still on its way into the room ends.
 pub(crate) async fn leave(app: &App, caller: &Caller, room: &RoomId, reason: Option<String>) -> Result<()> {
+    let was_coming = app.remote.attempts.end(app, room, caller.user).await;
+    match leave_now(app, caller, room, reason).await {
+        Err(Error::Refused(_)) if was_coming && !is_in(app, caller, room)? => Ok(()),
+        left => left,
+    }
+}
+
+async fn leave_now(app: &App, caller: &Caller, room: &RoomId, reason: Option<String>) -> Result<()> {
     let num = commit::require_num(app, room)?;
     if leave_outside(app, caller.user, num, room, reason.as_deref()).await? {
         return Ok(());
     }
     here::leave(app, caller, num, reason).await
+}
+
+fn is_in(app: &App, caller: &Caller, room: &RoomId) -> Result<bool> {
+    let snapshot = app.store.snapshot();
+    let Some(num) = rooms::find_room(&*snapshot, room)? else { return Ok(false) };
+    Ok(members::is_joined(&*snapshot, caller.user, num)?)
 }
 
 /// Ends an invitation or a knock that the room itself knows nothing of, because this server is not in it. Gives `false` where there
@@ -238,7 +257,8 @@ pub(crate) async fn knock(
     match find_here(app, &room_id)? {
         Some(num) => here::knock(app, caller, num, reason).await?,
         None => {
-            let knocked = knock_elsewhere(app, Author::from(caller), &room_id, servers, reason);
+            let attempt = app.remote.attempts.begin(&room_id, caller.user);
+            let knocked = knock_elsewhere(app, Author::from(caller), &room_id, servers, (reason, &attempt));
             app.remote.joining.alone(app, &room_id, knocked).await?;
         }
     }
@@ -252,7 +272,7 @@ async fn knock_elsewhere(
     author: Author,
     room_id: &RoomId,
     servers: Vec<OwnedServerName>,
-    reason: Option<String>,
+    (reason, attempt): (Option<String>, &Attempt),
 ) -> Result<()> {
     let snapshot = app.store.snapshot();
     policy::require_may_go_elsewhere(&*snapshot, &author)?;
@@ -262,7 +282,7 @@ async fn knock_elsewhere(
     let candidates = candidates(app, room_id, servers)?;
     let (user_id, membership) = (author.user_id, Membership::Knock);
     let wanted = Wanted { room_id: room_id.to_owned(), user_id, membership, content };
-    remote::knock::knock(app, author.user, &wanted, candidates).await
+    remote::knock::knock(app, attempt, &wanted, candidates).await
 }
 
 /// Creates a room, and has the servers of others invite those whom it is made with. The room is there then, whatever becomes of

@@ -1,71 +1,45 @@
-//! Places for what users have this server ask of others. Whoever pays for it holds no more than a share of them.
+//! Places for what users have this server ask of others. Whoever pays for it holds no more than a share of them, and those who wait
+//! for one get it in turn: each payer has a line of its own.
 
-use std::sync::Arc;
-
-use parking_lot::Mutex;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
-
-use crate::env::payer::{self, Payers, Shares};
+use crate::env::{
+    payer,
+    pool::{Permit, Pool},
+};
 
 /// Places. A clone is another handle to the same ones.
-#[derive(Clone, Debug)]
-pub(crate) struct Places(Arc<Inner>);
-
-#[derive(Debug)]
-struct Inner {
-    all: Arc<Semaphore>,
-    shares: Mutex<Shares>,
-    freed: Notify,
-}
+#[derive(Clone)]
+pub(crate) struct Places(Pool);
 
 /// A place, which is free again when this is dropped.
 pub(crate) struct Place {
-    of: Places,
-    payers: Payers,
-    // It is taken when the place is given back, before those who wait for one are woken.
-    permit: Option<OwnedSemaphorePermit>,
+    _permit: Permit,
+}
+
+impl std::fmt::Debug for Places {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Places").field("taken_or_waited_for", &self.0.call_count()).finish()
+    }
 }
 
 impl Places {
     /// Makes so many places, of which a payer holds at most one in `payers_min`.
     pub(crate) fn new(count: usize, payers_min: usize) -> Self {
-        let (all, each) = (Arc::new(Semaphore::new(count)), (count / payers_min).max(1));
-        Self(Arc::new(Inner { all, shares: Mutex::new(Shares::of_each(each)), freed: Notify::new() }))
+        Self(Pool::of_places(count, (count / payers_min).max(1)))
     }
 
     /// Takes a place for whom the current task works; `None` where there is none, or where they hold their share.
     pub(crate) fn enter(&self) -> Option<Place> {
-        let payers = payer::current();
-        let permit = Arc::clone(&self.0.all).try_acquire_owned().ok()?;
-        let mut shares = self.0.shares.lock();
-        if shares.find_without_room(payers, 1).is_some() {
-            return None;
-        }
-        shares.take(payers, 1);
-        Some(Place { of: self.clone(), payers, permit: Some(permit) })
+        self.0.try_take(payer::current()).map(|permit| Place { _permit: permit })
     }
 
-    /// Takes a place for whom the current task works, as soon as there is one and they hold less than their share. The caller
-    /// bounds how many of it wait, and for how long.
+    /// Takes a place for whom the current task works, in turn, as soon as there is one and they hold less than their share. The
+    /// caller bounds how many of it wait, and for how long.
     pub(crate) async fn wait(&self) -> Place {
-        loop {
-            let freed = self.0.freed.notified();
-            tokio::pin!(freed);
-            // From here on nothing that is given back is missed.
-            freed.as_mut().enable();
-            if let Some(place) = self.enter() {
-                return place;
-            }
-            freed.await;
+        match self.0.take(payer::current()).await {
+            Ok(permit) => Place { _permit: permit },
+            // Any number may wait, so that nobody is turned away.
+            Err(_) => std::future::pending().await,
         }
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.of.0.shares.lock().give_back(self.payers, 1);
-        drop(self.permit.take());
-        self.of.0.freed.notify_waiters();
     }
 }
 
@@ -74,6 +48,7 @@ mod tests {
     use futures_util::FutureExt;
 
     use super::*;
+    use crate::env::payer::Payers;
 
     #[test]
     fn nobody_holds_more_than_a_share() {
@@ -87,7 +62,7 @@ mod tests {
         drop(held);
         assert!(enter(9).is_some() && enter(1).is_some());
         drop(others);
-        assert!(places.0.shares.lock().is_empty());
+        assert_eq!(places.0.call_count(), 0);
     }
 
     #[tokio::test]
@@ -102,6 +77,20 @@ mod tests {
         assert!((&mut second).now_or_never().is_none(), "what another gives back is no share of theirs");
         drop(first);
         drop(second.await);
-        assert!(places.0.shares.lock().is_empty());
+        assert_eq!(places.0.call_count(), 0);
+    }
+
+    #[tokio::test]
+    async fn whoever_has_many_waiting_comes_in_turn_with_others() {
+        let places = Places::new(1, 1);
+        let of = |last: u8| Payers::of_request(None, [192, 0, 2, last].into());
+        let held = of(9).for_now(|| places.enter()).unwrap();
+        let mut many: Vec<_> = (0..3).map(|_| Box::pin(of(1).during(places.wait()))).collect();
+        assert!(many.iter_mut().all(|waits| waits.now_or_never().is_none()));
+        let mut other = Box::pin(of(2).during(places.wait()));
+        assert!((&mut other).now_or_never().is_none());
+        drop(held);
+        drop((&mut many[0]).now_or_never().expect("it came first"));
+        assert!((&mut other).now_or_never().is_some(), "the others of the first come after this one");
     }
 }

@@ -3,6 +3,7 @@
 pub(crate) mod admit_member;
 pub(crate) mod ask;
 pub(crate) mod ask_keys;
+pub(crate) mod attempts;
 pub(crate) mod backfill;
 mod brought;
 pub(crate) mod candidates;
@@ -79,6 +80,8 @@ pub struct Remote {
     strangers: Arc<strangers::Strangers>,
     /// The rooms of other servers that users of ours are coming into.
     pub(crate) joining: join::Joining,
+    /// The joins and knocks of users of ours that are under way.
+    pub(crate) attempts: attempts::Attempts,
     /// The events of rooms that users of ours are coming into.
     held: held::Held,
     /// The questions that anybody may have us ask.
@@ -128,6 +131,7 @@ impl Remote {
             ring,
             strangers: Arc::default(),
             joining: join::Joining::default(),
+            attempts: attempts::Attempts::default(),
             held: held::Held::default(),
             asking: ask::Asking::default(),
             lists: lists::Lists::default(),

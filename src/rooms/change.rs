@@ -33,7 +33,7 @@ pub use base::{Base, Brought, Omitted, order_by_auth};
 pub(crate) use received::list_allowing;
 pub use received::{
     Backfill, Before, Completion, FILLED_AT_ONCE_MAX, Filling, Older, Outcome, Received, Reunion, Revision,
-    Signed, Step, Taken, completes,
+    Signed, Step, Taken, completes, list_ids_elsewhere,
 };
 pub use txn::Txn;
 

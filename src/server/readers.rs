@@ -4,14 +4,17 @@
 //! To add a reader, write a flow that deals with a page of entries and does nothing where that was done before, and add
 //! a line in [`all`].
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
 use crate::{
     error::Result,
-    flows::{App, room::guests},
+    flows::{
+        App,
+        room::{guests, presence},
+    },
     ids::Position,
     server::Lead,
     store::{Guard, LogEntry, Read, cursor, tail},
@@ -68,7 +71,10 @@ pub(super) fn start(app: &App, _lead: &Lead, written: &watch::Receiver<()>) -> R
         app.env.spawn(run(app.clone(), reader, written.clone()));
     }
     // The reader that tells other servers keeps its own cursor, which moves only when they have taken what it read.
-    if app.config.federation.enabled { app.delivery.start(written.clone()) } else { Ok(()) }
+    if !app.config.federation.enabled {
+        return Ok(());
+    }
+    app.delivery.start(written.clone(), Arc::new(presence::Shown::of(app)))
 }
 
 async fn run(app: App, reader: Reader, mut written: watch::Receiver<()>) {

@@ -3,7 +3,7 @@
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use crate::support::{TestClient, TestServer, room_num};
+use crate::support::{TestClient, TestServer, remote::Remote, room_num};
 
 async fn create(client: &TestClient, body: Value) -> String {
     let (status, json) = client.post("/_matrix/client/v3/createRoom", body).await;
@@ -94,6 +94,29 @@ async fn settings_come_along_for_who_makes_the_new_room_and_for_who_joins_it() {
     bob.ok_delete(&format!("/pushrules/global/room/{new}"), json!({})).await;
     server.server().app().env.sleep(std::time::Duration::from_secs(180)).await;
     assert_eq!(settings(&bob, &new).await["room"], json!([]));
+}
+
+/// Another server let the user in and told it like any other event, so that nothing here waits for the join but the batch that stores it.
+#[tokio::test(start_paused = true)]
+async fn settings_come_along_with_a_join_that_another_server_tells() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let old = create(&alice, json!({ "preset": "public_chat" })).await;
+    bob.ok_post(&format!("/join/{old}"), json!({})).await;
+    set_up(&bob, &old).await;
+    let predecessor = json!({ "predecessor": { "room_id": old } });
+    let new = create(&alice, json!({ "preset": "public_chat", "creation_content": predecessor })).await;
+    let tombstone = json!({ "body": "gone", "replacement_room": new });
+    alice.ok_put(&format!("/rooms/{old}/state/m.room.tombstone"), tombstone).await;
+    let app = server.server().app();
+    let mut remote = Remote::new(app, &new);
+    remote.user = bob.user_id.as_str().try_into().unwrap();
+    remote.join().await;
+    app.env.sleep(std::time::Duration::from_secs(1)).await;
+    let carried = settings(&bob, &new).await;
+    assert_eq!(carried, settings(&bob, &old).await);
+    assert_eq!(carried["tags"]["tags"]["m.favourite"]["order"], 0.5);
+    server.assert_whole();
 }
 
 /// The process ended between the join and the settings, so the timer that the join set carries them over.

@@ -6,7 +6,10 @@ use federation::testing::Weather;
 use ruma::api::federation::query::get_profile_information::v1::Request;
 use serde_json::json;
 
-use crate::support::federated::Federated;
+use crate::{
+    rooms::Rooms,
+    support::{TestClient, encoded, federated::Federated},
+};
 
 /// Whether the server of one place learns the name of a user of the server of another.
 async fn learns(federated: &Federated, asking: usize, asked: usize, user: &str) -> bool {
@@ -31,4 +34,81 @@ async fn servers_ask_one_another_also_after_a_crash() {
         learns(&federated, 1, 0, &alice.user_id).await,
         "the server is back, and is known by its old key"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn users_who_come_to_share_a_room_see_each_other_at_once() {
+    for room_version in ["10", "12"] {
+        let federated = Federated::new(&["a.example", "b.example"]);
+        let (alice, bob) =
+            (federated.server(0).register("alice").await, federated.server(1).register("bob").await);
+        let carol = federated.server(1).register("carol").await;
+        let mut since = Vec::new();
+        for client in [&alice, &bob, &carol] {
+            let body = json!({ "presence": "online", "status_msg": "here" });
+            client.ok_put(&format!("/presence/{}/status", client.user_id), body).await;
+            since.push(
+                client.ok_get("/sync?set_presence=offline").await["next_batch"].as_str().unwrap().to_owned(),
+            );
+        }
+        let room = alice.create(json!({ "preset": "public_chat", "room_version": room_version })).await;
+        let env = federated.server(0).server().app().env.clone();
+        env.sleep(Duration::from_secs(3)).await;
+        let sees = async |client: &TestClient, since: &str, other: &TestClient| {
+            let sync = client.ok_get(&format!("/sync?set_presence=offline&since={since}")).await;
+            let told = sync["presence"]["events"].as_array().cloned().unwrap_or_default();
+            let told = told.iter().find(|told| told["sender"] == other.user_id.as_str()).cloned();
+            told.is_some_and(|told| told["content"]["status_msg"] == "here")
+        };
+        bob.ok_post(&format!("/join/{}?via=a.example", encoded(&room)), json!({})).await;
+        env.sleep(Duration::from_secs(1)).await;
+        assert!(sees(&alice, since[0].as_str(), &bob).await, "{room_version}");
+        assert!(sees(&bob, since[1].as_str(), &alice).await, "{room_version}");
+        // The servers share the room by now.
+        carol.ok_post(&format!("/join/{}", encoded(&room)), json!({})).await;
+        env.sleep(Duration::from_secs(1)).await;
+        assert!(sees(&alice, since[0].as_str(), &carol).await, "{room_version}");
+        assert!(sees(&carol, since[2].as_str(), &alice).await, "{room_version}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_leaves_while_another_server_lets_them_in_is_out_in_the_end() {
+    for after_ms in [1, 1_000, 2_500, 4_000, 5_500, 7_000, 9_000] {
+        let federated = Federated::new(&["a.example", "b.example"]);
+        let alice = federated.server(0).register("alice").await;
+        let [bob, carol] = [federated.server(1).register("bob"), federated.server(1).register("carol")];
+        let (bob, carol) = tokio::join!(bob, carol);
+        let space = alice.create(json!({ "preset": "public_chat" })).await;
+        let allow = json!([{ "type": "m.room_membership", "room_id": space }]);
+        let rules =
+            json!({ "type": "m.room.join_rules", "content": { "join_rule": "restricted", "allow": allow } });
+        let levels = json!({ "invite": 50 });
+        let room =
+            alice.create(json!({ "initial_state": [rules], "power_level_content_override": levels })).await;
+        let id = encoded(&room);
+        alice.ok_post(&format!("/rooms/{id}/invite"), json!({ "user_id": bob.user_id })).await;
+        bob.ok_post(&format!("/join/{id}?via=a.example"), json!({})).await;
+        carol.ok_post(&format!("/join/{}?via=a.example", encoded(&space)), json!({})).await;
+        let env = federated.server(0).server().app().env.clone();
+        env.sleep(Duration::from_secs(10)).await;
+        federated.weather(0, Weather::Fair, Duration::from_secs(2));
+        let joins = format!("/_matrix/client/v3/join/{id}?via=a.example");
+        let leave = async {
+            env.sleep(Duration::from_millis(after_ms)).await;
+            carol.ok_post(&format!("/rooms/{id}/leave"), json!({})).await;
+            let rooms = carol.ok_get("/joined_rooms").await["joined_rooms"].clone();
+            assert!(!rooms.as_array().unwrap().contains(&json!(room)), "{after_ms}");
+        };
+        let (joined, ()) = tokio::join!(carol.post(&joins, json!({})), leave);
+        assert!(joined.0 == 403 || after_ms > 4_000, "{after_ms}: {joined:?}");
+        federated.weather(0, Weather::Fair, Duration::ZERO);
+        env.sleep(Duration::from_secs(120)).await;
+        for client in [&alice, &bob] {
+            let members = client.ok_get(&format!("/rooms/{id}/joined_members")).await;
+            assert_eq!(members["joined"].as_object().unwrap().len(), 2, "{after_ms}: {members}");
+        }
+        federated.server(0).assert_whole();
+        federated.server(1).assert_whole();
+    }
 }

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use aqueduct::{
     flows::remote::take_in::{Silence, take_in},
-    rooms::change::{Outcome, Received},
+    rooms::{
+        self as room_rows,
+        change::{Outcome, Received},
+    },
     schema,
     store::Direction,
 };
@@ -197,6 +200,48 @@ async fn an_event_without_its_auth_events_waits_for_them_and_is_not_rejected() {
     assert!(accepted(&outcome), "{outcome:?}");
     assert_holds(&scene.read_all(10).await, &[join, said]);
     assert_eq!(scene.hole_count(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_one_of_another_room_is_to_allow_is_rejected_at_once_and_so_is_what_stands_on_it() {
+    let mut scene = Scene::new().await;
+    let other = scene.alice.create(json!({ "preset": "public_chat", "room_version": "10" })).await;
+    let app = scene.there.app().clone();
+    let (elsewhere, of_other) = {
+        let snapshot = app.store.snapshot();
+        let num = room_rows::find_room(&*snapshot, &ruma::RoomId::parse(&*other).unwrap()).unwrap().unwrap();
+        let alice = &scene.alice.user_id;
+        let member = room_rows::find_state(&*snapshot, num, "m.room.member", alice).unwrap().unwrap();
+        let row = room_rows::require_row(&*snapshot, num).unwrap();
+        (member.id(&row).to_string(), serde_json::from_slice::<Value>(&member.row.json).unwrap())
+    };
+    let heads = scene.there.heads.clone();
+    let text = json!({ "body": "hello" });
+    let wrong =
+        scene.there.add_naming((BOB, "m.room.message", None), text.clone(), &heads, &[elsewhere.as_str()]);
+    // Until somebody gives it, nobody knows of which room it is.
+    assert!(unknown(&scene.come_with(&[&wrong], Silence::Waits).await[0]));
+    let (id, of_other) = (elsewhere.clone(), of_other.clone());
+    scene.there.twist(move |kind, asked, answer| match kind {
+        "event" if asked == id => {
+            (200, json!({ "origin": "b.example", "origin_server_ts": 1, "pdus": [of_other] }))
+        }
+        _ => answer,
+    });
+    for _ in 0..2 {
+        let outcome = scene.come_with(&[&wrong], Silence::Waits).await.remove(0);
+        assert!(matches!(outcome, Outcome::Outlier(_)), "{outcome:?}");
+    }
+    // An event that such a one is to allow is rejected with it.
+    let joins = json!({ "membership": "join", "displayname": "Bob" });
+    let member = (BOB, "m.room.member", Some(BOB));
+    let renamed = scene.there.add_naming(member, joins, &heads, &[elsewhere.as_str()]);
+    let on_it = scene.there.add_naming((BOB, "m.room.message", None), text, &heads, &[renamed.as_str()]);
+    let outcome = scene.come_with(&[&on_it], Silence::Waits).await.remove(0);
+    assert!(matches!(outcome, Outcome::Aside(..) | Outcome::Outlier(_)), "{outcome:?}");
+    let next = scene.there.say(BOB, "the room goes on");
+    assert!(accepted(&scene.come_one(&next).await));
+    scene.server.assert_whole();
 }
 
 #[tokio::test(start_paused = true)]
@@ -539,6 +584,45 @@ async fn a_server_that_is_dead_or_never_answers_holds_nobody_up_for_long() {
         scene.there.app().env.sleep(Duration::from_secs(3_600)).await;
         assert_holds(&scene.read_all(50).await, &missed);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn servers_whose_states_come_slowly_hold_up_no_state_of_others() {
+    let mut scene = Scene::new().await;
+    let missed = scene.bob_says(300, "missed");
+    let app = scene.server.server().app();
+    let mut slow = Vec::new();
+    for user in 0..4 {
+        let mallory = scene.server.register(&format!("mallory{user}")).await;
+        for number in user * 5..user * 5 + 5 {
+            let room = mallory.create(json!({ "preset": "public_chat", "room_version": "11" })).await;
+            let (server, address) = (format!("s{number}.example"), format!("5.9.0.{}", number + 1));
+            let eve = format!("@eve:{server}");
+            let mut remote = Remote::new(app, &room);
+            remote.user = eve.as_str().try_into().unwrap();
+            remote.join().await;
+            let mut there = Elsewhere::new(&scene.net, app, &room, &[(server.as_str(), address.as_str())]);
+            there.say(&eve, "missed");
+            let said = there.say(&eve, "hello");
+            scene.net.weather(&format!("{address}:8448"), Weather::Silent, Duration::ZERO);
+            slow.push((there, server, said));
+        }
+    }
+    let come = slow.iter().map(|(there, server, said)| async move {
+        let (origin, event) = (server.as_str().try_into().unwrap(), there.received(said));
+        take_in(app, there.room, origin, vec![event], Silence::FetchesState).await.unwrap()
+    });
+    let honest = async {
+        app.env.sleep(Duration::from_secs(25)).await;
+        let began = app.env.uptime();
+        let outcome = scene.come_one(missed.last().unwrap()).await;
+        assert!(accepted(&outcome), "{outcome:?}");
+        assert!(app.env.uptime() - began < Duration::from_secs(20), "{:?}", app.env.uptime() - began);
+    };
+    let (outcomes, ()) = tokio::join!(futures_util::future::join_all(come), honest);
+    assert!(outcomes.iter().flatten().all(unknown), "{outcomes:?}");
+    assert_eq!(scene.hole_count(), 1);
+    scene.server.assert_whole();
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,15 +2,23 @@
 
 use std::time::Duration;
 
-use aqueduct::{schema, store::Direction};
-use federation::testing::Weather;
+use aqueduct::{
+    config::Bucket,
+    schema,
+    store::{Direction, Durability, Engine, Store},
+};
+use federation::testing::{Net, Weather};
 use http::StatusCode;
 use serde_json::{Value, json};
 
 use crate::{
     inbound::Scene,
     rooms::Rooms,
-    support::{TestClient, network::Peer, remote::Remote},
+    support::{
+        TestClient, TestServer,
+        network::{Peer, doors},
+        remote::Remote,
+    },
 };
 
 impl Scene {
@@ -398,4 +406,46 @@ async fn a_server_that_invents_senders_makes_no_message_of_others_vanish() {
     // A quarter of the half of 64 MiB that strangers may fill.
     assert!((250..300).contains(&counts["evil"]), "{}", counts["evil"]);
     scene.server.assert_whole();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_fills_inboxes_too_fast_waits_and_loses_nothing() {
+    let net = Net::new(1);
+    let store = Store::open(Engine::Memory(Default::default()), Durability::Fsync).unwrap();
+    let server = TestServer::start(doors(&net), store, |config| {
+        config.limits.rate_limits = true;
+        config.limits.register = Bucket { per_second: 1_000.0, burst: 1_000 };
+        config.limits.inbound_to_device = Bucket { per_second: 10.0, burst: 20 };
+    });
+    let alice = server.register("alice").await;
+    let to_all = json!({ &alice.user_id: { "*": { "b": "x".repeat(9_000) } } });
+    let [flood, good] = [("b.example", "5.0.0.2", 2), ("c.example", "5.0.0.3", 3)]
+        .map(|it| Peer::new(&net, it.0, it.1, it.2));
+    let tell = async |peer: &Peer, txn: &str, count: usize| {
+        let sender = format!("@m:{}", peer.own.server());
+        let edus = (0..count).map(|number| message(&format!("{number}"), &sender, to_all.clone()));
+        let edus =
+            edus.map(|(kind, content)| json!({ "edu_type": kind, "content": content })).collect::<Vec<_>>();
+        peer.transact(&server, txn, &[], &edus).await.0
+    };
+    // Three acts each: one device, and three parts of 4 KiB.
+    assert_eq!(tell(&good, "1", 5).await, StatusCode::OK);
+    assert_eq!(tell(&flood, "1", 100).await, StatusCode::TOO_MANY_REQUESTS);
+    for _ in 0..20 {
+        if tell(&flood, "1", 100).await == StatusCode::OK {
+            break;
+        }
+        server.server().app().env.sleep(Duration::from_secs(5)).await;
+    }
+    let (mut since, mut count) = (String::new(), 0);
+    loop {
+        let sync = alice.ok_get(&format!("/sync?timeout=0{since}")).await;
+        let messages = inbox(&sync);
+        count += messages.len();
+        since = format!("&since={}", sync["next_batch"].as_str().unwrap());
+        if messages.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(count, 105, "each comes, and once");
 }

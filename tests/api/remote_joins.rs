@@ -276,11 +276,68 @@ async fn a_late_answer_brings_nobody_back_who_has_left_or_whose_account_has_ende
         };
         let (late, ()) = tokio::join!(late, rest);
         assert_eq!((late.0, &late.1["errcode"]), (StatusCode::FORBIDDEN, &json!("M_FORBIDDEN")), "{late:?}");
+        app.env.sleep(Duration::from_secs(130)).await;
         let snapshot = app.store.snapshot();
         let num = aqueduct::rooms::find_room(&*snapshot, &room.room_id).unwrap().unwrap();
         let us = aqueduct::rooms::members::is_server_joined(&*snapshot, num, "test.example").unwrap();
         assert!(!us, "nobody of ours is in the room");
         assert!(was_asked(&asked, "send_leave"), "the other server is told");
+        server.assert_whole();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_leaves_ends_what_hangs_of_their_own_however_often() {
+    for act in ["join", "knock"] {
+        let room = Elsewhere::new(11);
+        let (server, bob, _, net) = against(&room, honest()).await;
+        net.weather("5.9.0.1:8448", Weather::Silent, Duration::ZERO);
+        let app = server.server().app();
+        let id = encoded(room.room_id.as_str());
+        let hangs = api(&format!("/{act}/{id}?via=a.example"));
+        let leaves = api(&format!("/rooms/{id}/leave"));
+        assert_eq!(bob.post(&leaves, json!({})).await.0, StatusCode::FORBIDDEN, "nothing is under way yet");
+        let began = app.env.uptime();
+        let leave = async {
+            app.env.sleep(Duration::from_secs(1)).await;
+            for _ in 0..3 {
+                assert_eq!(bob.post(&leaves, json!({})).await, (StatusCode::OK, json!({})), "{act}");
+            }
+        };
+        let (hung, ()) = tokio::join!(bob.post(&hangs, json!({})), leave);
+        assert_eq!((hung.0, &hung.1["errcode"]), (StatusCode::FORBIDDEN, &json!("M_FORBIDDEN")), "{hung:?}");
+        assert!(app.env.uptime() - began < Duration::from_secs(3), "nobody waits for the other server");
+        app.env.sleep(Duration::from_secs(7_200)).await;
+        net.weather("5.9.0.1:8448", Weather::Fair, Duration::ZERO);
+        assert!(rooms_of(&bob).await.is_empty());
+        // A user who wants in again comes in.
+        assert_eq!(try_join(&bob, room.room_id.as_str()).await.0, StatusCode::OK);
+        assert_eq!(rooms_of(&bob).await, [room.room_id.as_str()]);
+        server.assert_whole();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_leaves_is_out_of_the_room_in_whatever_order_that_and_the_join_come() {
+    for after_ms in [1, 4_000, 4_999, 5_000, 5_001, 5_010, 5_500] {
+        let room = Elsewhere::new(11);
+        let (server, bob, _, net) = against(&room, honest()).await;
+        let app = server.server().app().clone();
+        let (asked, _open) = serve_late(&net, &app.env, &room, Duration::from_secs(5));
+        let id = encoded(room.room_id.as_str());
+        let (joins, leaves) =
+            (api(&format!("/join/{id}?via=evil.example")), api(&format!("/rooms/{id}/leave")));
+        let leave = async {
+            app.env.sleep(Duration::from_millis(after_ms)).await;
+            assert_eq!(bob.post(&leaves, json!({})).await, (StatusCode::OK, json!({})), "{after_ms}");
+            assert!(rooms_of(&bob).await.is_empty(), "{after_ms}");
+        };
+        let (joined, ()) = tokio::join!(bob.post(&joins, json!({})), leave);
+        assert!(after_ms > 5_000 || joined.0 == StatusCode::FORBIDDEN, "{after_ms}: {joined:?}");
+        app.env.sleep(Duration::from_secs(60)).await;
+        assert!(rooms_of(&bob).await.is_empty(), "{after_ms}");
+        let has_left = was_asked(&asked, "send_leave");
+        assert!(has_left || joined.0 == StatusCode::OK, "{after_ms}: the other server is told");
         server.assert_whole();
     }
 }

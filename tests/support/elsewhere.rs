@@ -137,6 +137,17 @@ impl Elsewhere {
         content: Value,
         prev: &[String],
     ) -> String {
+        self.add_naming((user, kind, key), content, prev, &[])
+    }
+
+    /// The same, which names these besides among the events that allow it.
+    pub(crate) fn add_naming(
+        &mut self,
+        (user, kind, key): (&str, &str, Option<&str>),
+        content: Value,
+        prev: &[String],
+        allowing: &[&str],
+    ) -> String {
         let before = self.known(&prev[0]).after;
         self.clock_ms += 1;
         let sender: OwnedUserId = user.try_into().unwrap();
@@ -152,7 +163,9 @@ impl Elsewhere {
             .into_iter()
             .filter(|(kind, _)| !implied(&kind.to_string()))
             .filter_map(|(kind, key)| before.get(&(kind.to_string(), key)))
-            .map(|id| id.as_str().try_into().unwrap())
+            .map(String::as_str)
+            .chain(allowing.iter().copied())
+            .map(|id| id.try_into().unwrap())
             .collect();
         let cited: Vec<OwnedEventId> = prev.iter().map(|id| id.as_str().try_into().unwrap()).collect();
         let depth = prev.iter().map(|id| self.known(id).depth).max().unwrap() + 1;

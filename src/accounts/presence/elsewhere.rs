@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, ops::Bound, sync::Arc};
 
 use ruma::{OwnedUserId, UserId, presence::PresenceState};
 
-use super::{Change, Presence, Seen, TELL_EVERY_MS, Whose};
+use super::{Change, Presence, ROOMS_MAX, Seen, TELL_EVERY_MS, Whose};
 use crate::ids::RoomNum;
 
 /// A user is offline after this many milliseconds without a word; servers say again within half an hour who is online.
@@ -63,6 +63,17 @@ impl Elsewhere {
         self.users.get(user_id).is_none_or(|entry| {
             now_ms.saturating_sub(entry.rooms_ms) > ROOMS_KEPT_MS || entry.rooms.is_empty()
         })
+    }
+
+    /// A user came into a room of ours, or we came into one in which the user is: those who are there see what is said from now on.
+    pub fn came_into(&mut self, user_id: &UserId, room: RoomNum) {
+        let Some(entry) = self.users.get_mut(user_id) else { return };
+        if let Err(place) = entry.rooms.binary_search(&room)
+            && entry.rooms.len() < ROOMS_MAX
+        {
+            let (before, after) = entry.rooms.split_at(place);
+            entry.rooms = before.iter().chain([&room]).chain(after).copied().collect();
+        }
     }
 
     /// The server of a user says this of them. `rooms` are the user's, rising, if they were looked for; a user who is in none is
@@ -200,6 +211,18 @@ mod tests {
 
     fn rooms() -> Option<Arc<[RoomNum]>> {
         Some([RoomNum(1)].into())
+    }
+
+    #[test]
+    fn those_in_a_room_that_a_user_has_just_come_into_are_told() {
+        let mut board = Elsewhere::default();
+        board.came_into(&bob(), RoomNum(1));
+        board.say(&bob(), is(PresenceState::Online), Some([RoomNum(2)].into()), 0, 1);
+        for room in [3, 1, 3, 2] {
+            board.came_into(&bob(), RoomNum(room));
+        }
+        let told = board.say(&bob(), is(PresenceState::Unavailable), None, TELL_EVERY_MS, 2);
+        assert_eq!(told, Told::Now([1, 2, 3].map(RoomNum).into()));
     }
 
     #[test]

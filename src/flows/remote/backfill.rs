@@ -17,8 +17,13 @@ use super::{
     states,
 };
 use crate::{
+    env::payer,
     error::{Error, Result},
-    flows::{App, room::ingest},
+    flows::{
+        App,
+        lanes::{NoPlace, Pace},
+        room::ingest,
+    },
     ids::{Order, RoomNum},
     rooms::{
         self,
@@ -101,16 +106,18 @@ async fn fill(app: &App, room: RoomNum, hole: Order) -> bool {
             return true;
         }
     };
-    let _place = app.gaps.fills.wait().await;
-    let filled = fill_from_others(app, room, hole).await;
+    // The future is large, and lies in the heap, so that whoever waits for it stays small on the stack.
+    let work = Box::pin(fill_from_others(app, room, hole));
+    let filled = app.gaps.fills.run(&app.env, (payer::current(), Pace::Unknown), work).await;
     drop(filling);
     match filled {
-        Ok(true) => true,
-        Ok(false) => {
+        Ok(Ok(true)) => true,
+        Err(NoPlace::Full) => false,
+        Ok(Ok(false)) | Err(NoPlace::GaveWay) => {
             app.gaps.leave_alone(room, hole, app.env.uptime());
             false
         }
-        Err(error) => {
+        Ok(Err(error)) => {
             tracing::debug!(%room, %error, "a hole in a room could not be filled");
             app.gaps.leave_alone(room, hole, app.env.uptime());
             false

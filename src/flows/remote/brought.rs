@@ -199,7 +199,7 @@ struct Vouched<'a> {
 
 /// Lists the keys by which these events must be signed, each with the latest time at which it must have been valid.
 fn list_keys<'a>(
-    events: impl Iterator<Item = &'a Bytes>,
+    events: impl Iterator<Item = &'a [u8]>,
 ) -> BTreeMap<(OwnedServerName, OwnedServerSigningKeyId), u64> {
     let mut keys = BTreeMap::new();
     for json in events {
@@ -227,13 +227,39 @@ pub(super) async fn learn_keys(app: &App, version: u8, answered: &Answered) -> R
     let mut keys = BTreeMap::new();
     for part in answered.events.chunks(KEYS_AT_ONCE) {
         let part = part.to_vec();
-        for (key, sent_ms) in app.env.blocking(move || Ok(list_keys(part.iter()))).await? {
-            let latest = keys.entry(key).or_insert(0);
-            *latest = sent_ms.max(*latest);
-        }
+        let list = move || Ok(list_keys(part.iter().map(|json| &**json)));
+        merge(&mut keys, app.env.blocking(list).await?);
     }
     verify::learn_keys(app, version, keys).await;
     Ok(())
+}
+
+/// Asks for the keys by which the events of a whole state are to be checked, like [`learn_keys`]. Gives the events back.
+pub(super) async fn learn_keys_of_state(
+    app: &App,
+    version: u8,
+    mut events: Vec<Box<RawValue>>,
+) -> Result<Vec<Box<RawValue>>> {
+    let (mut keys, mut done) = (BTreeMap::new(), 0);
+    while done < events.len() {
+        let list = move || {
+            let part = events.iter().skip(done).take(KEYS_AT_ONCE);
+            Ok((list_keys(part.map(|event| event.get().as_bytes())), events))
+        };
+        let (of_part, all) = app.env.blocking(list).await?;
+        merge(&mut keys, of_part);
+        (events, done) = (all, done + KEYS_AT_ONCE);
+    }
+    verify::learn_keys(app, version, keys).await;
+    Ok(events)
+}
+
+/// Adds keys that events must be signed by to others. Of each the latest time counts.
+fn merge<K: Ord>(keys: &mut BTreeMap<K, u64>, more: BTreeMap<K, u64>) {
+    for (key, sent_ms) in more {
+        let latest = keys.entry(key).or_insert(0);
+        *latest = sent_ms.max(*latest);
+    }
 }
 
 /// Checks all events of an answer by the keys that are known, and gives those that can be believed in the order in which a join takes them in. An event that

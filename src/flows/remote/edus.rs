@@ -29,10 +29,12 @@ use crate::{
         elsewhere::Change,
         inbox::{Message, Nearness},
     },
+    env::payer::{self, Payer},
     error::{Error, Result},
     flows::{
         App,
         device::send_to_device::{self, Target},
+        limits::{Limit, Source},
         room::{presence, receipts, receipts::ToldReceipt, typing},
         write,
     },
@@ -55,6 +57,12 @@ const PRESENCE_MAX: usize = 500;
 const DEVICES_MAX: usize = 5_000;
 /// Look into at most this many rooms of users for those that a server is in, for one transaction.
 const ROOMS_LOOKED_AT: usize = 20_000;
+/// A message counts as one act for each device that it reaches and each part of this many bytes.
+const ACT_BYTES: usize = 4 << 10;
+/// A server whose messages between devices are too many waits for at least this long.
+const TOO_MANY_WAIT: Duration = Duration::from_secs(5);
+/// How often is looked whether a server may go on.
+const LOOKED_AT_EVERY: Duration = Duration::from_millis(200);
 /// One batch has at most this many messages between devices.
 const DELIVERED_AT_ONCE: usize = 20;
 /// Types and ids of messages have at most this many bytes.
@@ -119,7 +127,7 @@ pub(super) async fn take_in(
         app.metrics.inbound_edu(kind, taken);
         is_any |= taken;
     }
-    deliver(app, origin, deliveries).await?;
+    deliver(app, origin, deliveries, until).await?;
     // Several devices of a user may have changed, of which clients are told once.
     for (user_id, changes) in changed {
         lists::take_changes(app, user_id, changes).await?;
@@ -281,7 +289,9 @@ async fn take_presence(
             None => 0,
         };
         let status_msg = update.status_msg.filter(|message| message.len() <= STATUS_BYTES_MAX);
-        presence::tell_elsewhere(app, user_id, Presence { state, status_msg, last_active_ms }).await?;
+        let said = Presence { state, status_msg, last_active_ms };
+        app.remote.held.hold_presence(&user_id, &said);
+        presence::tell_elsewhere(app, user_id, said).await?;
         is_any = true;
     }
     Ok(is_any)
@@ -333,14 +343,68 @@ struct Delivery {
     id: String,
     /// Its server shares no room with any of those who get it.
     is_strangers: bool,
+    /// The acts that it counts for: a copy is written for each device.
+    acts: usize,
     targets: Vec<Target>,
 }
 
-/// Puts messages into the inboxes of devices of ours, each once for its id, several in one batch.
-async fn deliver(app: &App, origin: &OwnedServerName, deliveries: Vec<Delivery>) -> Result<()> {
+/// Counts what a server writes into inboxes, for its host and for the address from which it comes, because names cost nothing. A server that
+/// has written too much waits, and then hears that it does: what was delivered is delivered, and the rest comes again.
+async fn count(app: &App, origin: &ServerName, acts: usize, until: Duration) -> Result<()> {
+    let address = match payer::current().narrowest() {
+        Payer::Address(address) => Some(Source::Address(address)),
+        _ => None,
+    };
+    for source in [Some(Source::host(origin.host())), address].into_iter().flatten() {
+        loop {
+            match app.limits.take(Limit::InboundToDevice, source) {
+                Ok(()) => break,
+                Err(_) if app.env.uptime() + LOOKED_AT_EVERY < until => app.env.sleep(LOOKED_AT_EVERY).await,
+                Err(_) => {
+                    tracing::debug!(%origin, acts, "messages between devices of another server are put off: they are too many");
+                    return Err(Error::Busy { retry_after: TOO_MANY_WAIT });
+                }
+            }
+        }
+        app.limits.take_following(Limit::InboundToDevice, source, acts.saturating_sub(1))?;
+    }
+    Ok(())
+}
+
+/// Counts the acts of the messages of one batch, but of those that were delivered before.
+fn acts_of(app: &App, origin: &str, deliveries: &[Delivery]) -> Result<usize> {
+    let view = app.store.view();
+    let mut acts = 0;
+    for delivery in deliveries {
+        let before = schema::INBOUND_MESSAGE.get(&view, (origin, delivery.id.as_str()))?;
+        if !before.is_some_and(|before| before.progress.is_done) {
+            acts += delivery.acts;
+        }
+    }
+    Ok(acts)
+}
+
+/// Puts messages into the inboxes of devices of ours, each once for its id, several in one batch. Errors: [`Error::Busy`] where the server
+/// writes too much.
+async fn deliver(
+    app: &App,
+    origin: &OwnedServerName,
+    deliveries: Vec<Delivery>,
+    until: Duration,
+) -> Result<()> {
     let deliveries = Arc::new(deliveries);
-    let mut done = 0;
+    let (mut done, mut counted) = (0, 0);
     while done < deliveries.len() {
+        if done >= counted {
+            counted = deliveries.len().min(done + DELIVERED_AT_ONCE);
+            let (owned, of, all) = (app.clone(), origin.clone(), Arc::clone(&deliveries));
+            let next = done..counted;
+            let look = move || acts_of(&owned, of.as_str(), all.get(next).unwrap_or_default());
+            let acts = app.env.blocking(look).await?;
+            if acts > 0 {
+                count(app, origin, acts, until).await?;
+            }
+        }
         let next = deliveries.iter().skip(done).take(DELIVERED_AT_ONCE);
         let users = next.flat_map(|delivery| &delivery.targets).filter_map(Target::user).collect();
         let (deliveries, origin) = (Arc::clone(&deliveries), origin.to_string());
@@ -392,7 +456,7 @@ fn read_message(
     };
     let is_long = event_type.len() > NAME_BYTES_MAX || id.len() > NAME_BYTES_MAX;
     let Some(sender) = own_user(origin, &sender).filter(|_| !is_long) else { return Ok(None) };
-    let (mut targets, mut count, mut reached, mut is_strangers) = (Vec::new(), 0, 0, true);
+    let (mut targets, mut count, mut reached, mut acts, mut is_strangers) = (Vec::new(), 0, 0, 0, true);
     for (user_id, devices) in messages {
         let Ok(user_id) = <&UserId>::try_from(&*user_id) else { continue };
         let Some(user) = users::find_num(snapshot, user_id)? else { continue };
@@ -402,13 +466,14 @@ fn read_message(
         for (device, content) in devices {
             let Some(message) = message(&sender, &event_type, content) else { continue };
             let message = message.from_elsewhere(nearness);
+            let parts = message.byte_count().div_ceil(ACT_BYTES);
             let device = match &*device {
                 "*" => DeviceIdOrAllDevices::AllDevices,
                 id => DeviceIdOrAllDevices::DeviceId(id.into()),
             };
             let target = Target::here(user, device, message);
             let devices = send_to_device::list_devices(snapshot, &target, DeviceNum(0))?.len();
-            (count, reached) = (count + devices.max(1), reached + devices);
+            (count, reached, acts) = (count + devices.max(1), reached + devices, acts + devices * parts);
             if count > DEVICES_MAX {
                 tracing::debug!(%origin, "a message for too many devices is not delivered");
                 return Ok(None);
@@ -416,7 +481,7 @@ fn read_message(
             targets.push(target);
         }
     }
-    Ok((reached > 0).then_some(Delivery { id, is_strangers, targets }))
+    Ok((reached > 0).then_some(Delivery { id, is_strangers, acts, targets }))
 }
 
 /// The message as a device gets it; none for content that it could not read.

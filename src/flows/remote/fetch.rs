@@ -25,8 +25,9 @@ use ruma::{
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::verify::{self, Verified};
+use super::verify::{self, Ask, Verified};
 use crate::{
+    env::payer::{self, Payers},
     error::{Error, Result},
     flows::{
         App,
@@ -38,7 +39,7 @@ use crate::{
         change::{
             Outcome, Received, Signed, completes,
             left_out::{LEFT_OUT_BYTES_MAX, LEFT_OUT_MAX},
-            order_by_auth,
+            list_ids_elsewhere, order_by_auth,
         },
         event, members,
     },
@@ -65,6 +66,8 @@ const ANSWER_EVENTS_MAX: usize = 1_000;
 const AUTH_LEVELS_MAX: usize = 20;
 /// Remember the ids of at most this many events that could not be believed.
 const UNBELIEVED_MAX: usize = 20_000;
+/// Look at most at this many events of other rooms that come.
+const ELSEWHERE_MAX: usize = 20;
 /// The form and the hash of at most this many events are checked in one call of the pool.
 const READ_AT_ONCE: usize = 100;
 
@@ -105,8 +108,12 @@ pub(crate) struct Fetch<'a> {
     /// The servers to ask, the likeliest first.
     pub(crate) servers: Vec<OwnedServerName>,
     pub(crate) budget: Budget,
+    /// Those who pay for working on what comes.
+    pub(super) payers: Payers,
     /// The events that came and could not be believed.
     pub(super) unbelieved: Unbelieved,
+    /// The ids of events that came and are of other rooms, for each event several of which one is its own.
+    elsewhere: Vec<BTreeSet<OwnedEventId>>,
 }
 
 /// Events that servers gave, and that could not be believed.
@@ -189,7 +196,9 @@ impl<'a> Fetch<'a> {
             servers.push(others.swap_remove(chosen));
         }
         servers.truncate(SERVERS_MAX);
-        Ok(Self { app, num, row, servers, budget, unbelieved: Unbelieved::default() })
+        let payers = payer::current();
+        let (unbelieved, elsewhere) = (Unbelieved::default(), Vec::new());
+        Ok(Self { app, num, row, servers, budget, payers, unbelieved, elsewhere })
     }
 
     fn options(left: Duration) -> Options {
@@ -351,6 +360,11 @@ impl<'a> Fetch<'a> {
         Ok(found)
     }
 
+    /// Whether an event names one among those that allow it that came and is of another room.
+    pub(super) fn names_elsewhere(&self, event: &Received) -> bool {
+        event.event().auth.iter().any(|id| self.elsewhere.iter().any(|ids| ids.contains(id)))
+    }
+
     /// Checks events as they came, and leaves out those that we have, that are of other rooms, or that nobody can have sent.
     pub(crate) async fn read(&mut self, mut raw: Vec<Box<RawValue>>) -> Result<Vec<Received>> {
         raw.truncate(ANSWER_EVENTS_MAX.min(self.budget.events));
@@ -361,6 +375,11 @@ impl<'a> Fetch<'a> {
     /// Checks events as they came, however many the caller asked for. Events that have their place here are left out; those of which
     /// only the redacted form is here are completed.
     pub(crate) async fn check(&mut self, raw: Vec<Box<RawValue>>) -> Result<Vec<Received>> {
+        self.check_by(raw, Ask::Servers).await
+    }
+
+    /// Like [`Self::check`], by keys that are asked for or only by those that are known.
+    pub(super) async fn check_by(&mut self, raw: Vec<Box<RawValue>>, ask: Ask) -> Result<Vec<Received>> {
         let (mut received, mut raw) = (Vec::with_capacity(raw.len().min(READ_AT_ONCE)), raw.into_iter());
         loop {
             let some: Vec<Box<RawValue>> = raw.by_ref().take(READ_AT_ONCE).collect();
@@ -368,11 +387,19 @@ impl<'a> Fetch<'a> {
                 return Ok(received);
             }
             let (app, num, row) = (self.app.clone(), self.num, self.row.clone());
+            let looked_at = self.elsewhere.len();
             let read = move || {
                 let view = app.store.view();
-                let (mut signed, mut whole) = (BTreeMap::new(), BTreeMap::new());
+                let (mut signed, mut whole, mut elsewhere) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
                 for raw in some {
-                    let Ok(event) = Signed::read(num, &row, raw.get().as_bytes()) else { continue };
+                    let json = raw.get().as_bytes();
+                    let Ok(event) = Signed::read(num, &row, json) else {
+                        if looked_at + elsewhere.len() < ELSEWHERE_MAX {
+                            elsewhere
+                                .extend(Some(list_ids_elsewhere(&row, json)).filter(|ids| !ids.is_empty()));
+                        }
+                        continue;
+                    };
                     let id = event.unverified().id.clone();
                     if lacks(&view, num, &row, &id)? {
                         signed.insert(id, event);
@@ -380,13 +407,14 @@ impl<'a> Fetch<'a> {
                         whole.insert(id, event);
                     }
                 }
-                Ok((signed, whole))
+                Ok((signed, whole, elsewhere))
             };
-            let (signed, whole) = self.app.env.blocking(read).await?;
-            self.complete(whole.into_values().collect()).await?;
+            let (signed, whole, elsewhere) = self.app.env.blocking(read).await?;
+            self.elsewhere.extend(elsewhere);
+            self.complete(whole.into_values().collect(), ask).await?;
             let jsons: Vec<_> = signed.iter().map(|(id, event)| (id.clone(), event.json().clone())).collect();
             let signed = signed.into_values().collect();
-            let verified = verify::verify(self.app, self.row.version, signed).await?;
+            let verified = verify::verify_by(self.app, self.row.version, signed, ask).await?;
             for ((id, json), verified) in jsons.into_iter().zip(verified) {
                 match verified {
                     Verified::Received(event) => received.push(*event),
@@ -405,9 +433,9 @@ impl<'a> Fetch<'a> {
 
     /// Takes in events that came whole, of which the redacted form has its place here. Where that cannot be done now, they come
     /// again some time.
-    async fn complete(&self, whole: Vec<Signed>) -> Result<()> {
+    async fn complete(&self, whole: Vec<Signed>, ask: Ask) -> Result<()> {
         let mut received = Vec::new();
-        for verified in verify::verify(self.app, self.row.version, whole).await? {
+        for verified in verify::verify_by(self.app, self.row.version, whole, ask).await? {
             if let Verified::Received(event) = verified {
                 received.push(*event);
             }
@@ -492,7 +520,12 @@ impl<'a> Fetch<'a> {
             tried.extend(std::mem::take(&mut open));
             found.extend(got.into_iter().map(|it| (it.id().to_owned(), it)));
         }
-        let found = in_order(found.into_values().collect(), |event| &event.event().auth);
+        let (wrong, found): (Vec<_>, Vec<_>) =
+            found.into_values().partition(|event| self.names_elsewhere(event));
+        for event in wrong {
+            outliers::reject_for_other_room(self.app, self.num, event).await?;
+        }
+        let found = in_order(found, |event| &event.event().auth);
         let taken = outliers::take_outliers(self.app, self.num, found, outliers::For::Auth).await?;
         let lacking = taken.iter().filter(|outcome| matches!(outcome, Outcome::Need { .. })).count();
         tracing::debug!(room = %self.num, event = %of, taken = taken.len(), lacking, "events that allow others were fetched");

@@ -11,20 +11,38 @@ use parking_lot::Mutex;
 use ruma::{OwnedServerName, ServerName};
 use tokio::sync::{Semaphore, watch};
 
+use super::kept::Kept;
 use crate::{
+    env::payer::Payers,
     error::Result,
-    flows::{App, places::Places},
+    flows::{
+        App,
+        lanes::{Lanes, Pace, SLOW_AFTER},
+    },
     ids::{Order, RoomNum},
     rooms::{self, members, turns::HistoryClaim},
     schema::rooms::Resident,
 };
 
-/// At most this many states are fetched at once, each in another room and for events of another server.
-const STATES_AT_ONCE: usize = 6;
-/// At most this many holes are filled at once for readers, each in another room.
-const FILLS_AT_ONCE: usize = 16;
+/// At most this many states are fetched at once, each in another room and for events of another server, until it is known that they
+/// come slowly.
+const QUICK_STATES: usize = 8;
+/// It takes at least this many users, in whose rooms that is, to have as many fetched.
+const STATES_PAYERS_MIN: usize = 2;
+/// At most this many that come slowly are fetched at once, besides.
+const SLOW_STATES: usize = 24;
+/// A server for whose events a state came slowly counts as slow for this time.
+const SLOW_FOR: Duration = Duration::from_secs(60 * 60);
+/// The names of such servers have at most this many bytes.
+const SLOW_BYTES_MAX: usize = 256 << 10;
+/// A name of such a server takes this many bytes beside its own.
+const SLOW_OVERHEAD: usize = 64;
+/// At most this many holes are filled at once for readers, each in another room, until it is known that this takes long.
+const QUICK_FILLS: usize = 16;
 /// It takes at least this many readers to have as many filled, so that nobody's slow rooms hold up those of others.
 const READERS_MIN: usize = 8;
+/// At most this many that take long are filled at once, besides.
+const SLOW_FILLS: usize = 16;
 /// At most this much is fetched at once for servers that have nobody in the room.
 const STRANGERS_AT_ONCE: usize = 16;
 /// States that were fetched for events of one server in one room keep this distance at least.
@@ -58,10 +76,14 @@ pub struct Gaps {
     paced: Mutex<BTreeMap<(RoomNum, OwnedServerName), Duration>>,
     /// The servers for whose events states are fetched now.
     states: Mutex<BTreeSet<OwnedServerName>>,
+    /// The places for fetching states.
+    state_lanes: Lanes,
+    /// The hosts for whose events states came slowly lately.
+    slow: Kept<String, ()>,
     /// The rooms whose states lack events, with the uptime at which that began.
     lacking: Mutex<BTreeMap<RoomNum, Duration>>,
     /// The places for filling holes.
-    pub(super) fills: Places,
+    pub(super) fills: Lanes,
     /// The places for fetching what servers lead to that have nobody in the room.
     pub(super) strangers: Semaphore,
     /// The rooms of which a hole is being filled; the channel closes at the end.
@@ -76,8 +98,10 @@ impl Default for Gaps {
             rooms: Turns::default(),
             paced: Mutex::default(),
             states: Mutex::default(),
+            state_lanes: Lanes::new((QUICK_STATES, STATES_PAYERS_MIN), SLOW_STATES),
+            slow: Kept::new(SLOW_BYTES_MAX),
             lacking: Mutex::default(),
-            fills: Places::new(FILLS_AT_ONCE, READERS_MIN),
+            fills: Lanes::new((QUICK_FILLS, READERS_MIN), SLOW_FILLS),
             strangers: Semaphore::new(STRANGERS_AT_ONCE),
             filling: Mutex::default(),
             in_vain: Mutex::default(),
@@ -86,7 +110,7 @@ impl Default for Gaps {
 }
 
 /// A state that is being fetched for events of a server.
-pub(super) struct StateFetch<'a> {
+struct StateFetch<'a> {
     gaps: &'a Gaps,
     server: OwnedServerName,
 }
@@ -121,16 +145,41 @@ impl Gaps {
         self.paced.lock().get(&(room, server.clone())).is_none_or(|from| *from <= now)
     }
 
-    /// Begins to fetch a state for events of a server; `None` if one is fetched for it already, or too many for others. Servers that
-    /// differ in their ports alone are one: whoever has one of them has all.
-    pub(super) fn begin_state(&self, server: &OwnedServerName) -> Option<StateFetch<'_>> {
+    /// Notes that a state is fetched for events of a server; `None` if one is fetched for it already. Servers that differ in their
+    /// ports alone are one: whoever has one of them has all.
+    fn begin_state(&self, server: &OwnedServerName) -> Option<StateFetch<'_>> {
         let mut states = self.states.lock();
-        let is_under_way = states.iter().any(|other| other.host() == server.host());
-        if is_under_way || states.len() >= STATES_AT_ONCE {
+        if states.iter().any(|other| other.host() == server.host()) {
             return None;
         }
         states.insert(server.clone());
         Some(StateFetch { gaps: self, server: server.clone() })
+    }
+
+    /// Fetches a state for events of a server in a room that these pay for, in turn and in a place for that; `None` if one is fetched
+    /// for it already, if too many wait, or if it came too slowly while others waited. One server that is slow holds up no other.
+    pub(super) async fn fetch_state<T>(
+        &self,
+        app: &App,
+        (payers, server): (Payers, &OwnedServerName),
+        work: impl Future<Output = T>,
+    ) -> Option<T> {
+        let _one_of_server = self.begin_state(server)?;
+        let host = server.host().to_owned();
+        let is_slow = self.slow.find(&host, app.env.uptime()).is_some();
+        let pace = if is_slow { Pace::Slow } else { Pace::Unknown };
+        let mut began = None;
+        let work = async {
+            began = Some(app.env.uptime());
+            work.await
+        };
+        let ran = self.state_lanes.run(&app.env, (payers, pace), work).await;
+        let now = app.env.uptime();
+        if began.is_some_and(|began| now.saturating_sub(began) >= SLOW_AFTER) {
+            let bytes = host.len() + SLOW_OVERHEAD;
+            self.slow.keep(host, (), bytes, now.saturating_add(SLOW_FOR));
+        }
+        ran.inspect_err(|why| tracing::debug!(%server, ?why, "no state is fetched for now")).ok()
     }
 
     /// Notes that a state was fetched, and how long that took.

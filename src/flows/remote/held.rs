@@ -1,6 +1,7 @@
 //! Holds what other servers tell of a room that a user of ours is coming into, until the room is here: whoever lets the user in may tell the
 //! room's events from then on, before their answer to the join has come, and tells each only once. The events are held in memory, because
-//! the join itself ends with this run of the server; the batch with which the join counts stores them (`staged.rs`).
+//! the join itself ends with this run of the server; the batch with which the join counts stores them (`staged.rs`). So is held what such
+//! a server says of the presence of its users, who share no room with any of ours until then.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,18 +10,40 @@ use std::{
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use ruma::{OwnedRoomId, OwnedServerName, RoomId, ServerName};
+use ruma::{OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, ServerName, UserId};
 
-/// At most this many events of a room are held that came from one server that was asked to let the user in.
-const OF_ASKED_MAX: usize = 64;
-/// At most this many that came from any other server, so that one alone keeps no other's out: what they say is not checked yet.
-const OF_OTHER_MAX: usize = 8;
-/// At most this many from all those others.
-const OF_OTHERS_MAX: usize = 128;
-/// The events of a room that are held have at most this many bytes from servers that were asked, and as many from others.
-const OF_ROOM_BYTES_MAX: usize = 1 << 20;
+use crate::{accounts::presence::Presence, ids::UserNum};
+
+/// The share of one host in a room that was asked to let the user in. Ten are asked at most.
+const OF_ASKED: Share = Share { events_max: 64, bytes_max: 256 << 10 };
+/// The share of any other host, so that none keeps another's out: what they say is not checked yet.
+const OF_OTHER: Share = Share { events_max: 8, bytes_max: 64 << 10 };
+/// The share of all those others in a room.
+const OF_OTHERS: Share = Share { events_max: 128, bytes_max: 1 << 20 };
+/// The presence of at most this many users is held for a room.
+const PRESENT_MAX: usize = 50;
+/// The presence of a user takes this many bytes beside the name and the message.
+const PRESENT_OVERHEAD: usize = 64;
+/// The events of all rooms that are held because of one user have at most this many bytes.
+const OF_USER_BYTES_MAX: usize = 4 << 20;
 /// The events of all rooms that are held have at most this many bytes.
-const OF_ALL_BYTES_MAX: usize = 16 << 20;
+const OF_ALL_BYTES_MAX: usize = 32 << 20;
+
+/// A bound on what is held.
+#[derive(Clone, Copy, Debug)]
+struct Share {
+    events_max: usize,
+    bytes_max: usize,
+}
+
+impl Share {
+    /// Whether there is room for one event of so many bytes beside these.
+    fn has_room_for<'h>(self, bytes: usize, held: impl Iterator<Item = &'h HeldEvent>) -> bool {
+        let (count, sum) = held.fold((1, bytes), |(count, sum), held| (count + 1, sum + held.json.len()));
+        // One event may be as large as events are.
+        count <= self.events_max && (count == 1 || sum <= self.bytes_max)
+    }
+}
 
 /// An event as it came, and the server that sent it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,31 +64,45 @@ struct Rooms {
 
 #[derive(Default)]
 struct OfRoom {
-    /// The number of joins that are under way.
-    joins: usize,
+    /// The users whose joins are under way, once for each.
+    joins: Vec<UserNum>,
     /// The servers that were asked to let somebody in.
     asked: BTreeSet<OwnedServerName>,
     events: Vec<HeldEvent>,
+    present: BTreeMap<OwnedUserId, Presence>,
 }
 
 impl OfRoom {
     fn bytes(&self) -> usize {
-        self.events.iter().map(|held| held.json.len()).sum()
+        let present = self.present.iter().map(|(user_id, said)| bytes_of(user_id, said));
+        self.events.iter().map(|held| held.json.len()).chain(present).sum()
     }
 
-    /// Whether there is a place for an event of so many bytes that this server sent.
+    /// Whether there is a place for an event of so many bytes that this server sent. Servers of one host share, because ports cost nothing.
     fn has_room_for(&self, origin: &ServerName, bytes: usize) -> bool {
-        let is_asked = self.asked.contains(origin);
-        let alike = self.events.iter().filter(|held| self.asked.contains(&held.origin) == is_asked);
-        let (count, held) =
-            alike.fold((0, bytes), |(count, bytes), held| (count + 1, bytes + held.json.len()));
-        let of_origin = self.events.iter().filter(|held| held.origin == origin).count();
-        let is_full = if is_asked {
-            of_origin >= OF_ASKED_MAX
-        } else {
-            of_origin >= OF_OTHER_MAX || count >= OF_OTHERS_MAX
+        let is_asked = |server: &ServerName| self.asked.iter().any(|asked| asked.host() == server.host());
+        let of_host = self.events.iter().filter(|held| held.origin.host() == origin.host());
+        if is_asked(origin) {
+            return OF_ASKED.has_room_for(bytes, of_host);
+        }
+        let of_others = self.events.iter().filter(|held| !is_asked(&held.origin));
+        OF_OTHER.has_room_for(bytes, of_host) && OF_OTHERS.has_room_for(bytes, of_others)
+    }
+}
+
+fn bytes_of(user_id: &UserId, said: &Presence) -> usize {
+    user_id.as_str().len() + said.status_msg.as_ref().map_or(0, String::len) + PRESENT_OVERHEAD
+}
+
+impl Rooms {
+    /// Whether somebody joins this room for whom not too much is held yet in all the rooms that they join: one who joins many keeps out
+    /// nothing of others.
+    fn is_within_share(&self, room: &RoomId, bytes: usize) -> bool {
+        let of_user = |user: &UserNum| {
+            let joined = self.by_id.values().filter(|of_room| of_room.joins.contains(user));
+            joined.map(OfRoom::bytes).sum::<usize>().saturating_add(bytes) <= OF_USER_BYTES_MAX
         };
-        !is_full && held <= OF_ROOM_BYTES_MAX
+        self.by_id.get(room).is_some_and(|of_room| of_room.joins.iter().any(of_user))
     }
 }
 
@@ -73,19 +110,23 @@ impl OfRoom {
 pub(super) struct Holding {
     held: Held,
     room: OwnedRoomId,
+    user: UserNum,
 }
 
 impl Held {
-    /// Has the events of this room held.
-    pub(super) fn begin(&self, room: &RoomId) -> Holding {
-        self.0.lock().by_id.entry(room.to_owned()).or_default().joins += 1;
-        Holding { held: self.clone(), room: room.to_owned() }
+    /// Has the events of this room held, which this user joins.
+    pub(super) fn begin(&self, room: &RoomId, user: UserNum) -> Holding {
+        self.0.lock().by_id.entry(room.to_owned()).or_default().joins.push(user);
+        Holding { held: self.clone(), room: room.to_owned(), user }
     }
 
     /// Holds an event of a room that somebody is coming into. Gives `false` where nobody is, and where there is no place for it.
     pub(super) fn hold(&self, room: &RoomId, origin: &ServerName, json: &Bytes) -> bool {
         let mut rooms = self.0.lock();
         let bytes = rooms.bytes.saturating_add(json.len());
+        if !rooms.is_within_share(room, json.len()) {
+            return false;
+        }
         let Some(of_room) = rooms.by_id.get_mut(room) else { return false };
         if of_room.events.iter().any(|held| held.json == *json) {
             return true;
@@ -99,6 +140,20 @@ impl Held {
         rooms.bytes = bytes;
         true
     }
+
+    /// Holds what the server of a user says of the user's presence, for the rooms into which that server was asked to let somebody.
+    pub(super) fn hold_presence(&self, user_id: &UserId, said: &Presence) {
+        let mut rooms = self.0.lock();
+        let Rooms { by_id, bytes } = &mut *rooms;
+        for of_room in by_id.values_mut().filter(|of_room| of_room.asked.contains(user_id.server_name())) {
+            let before = of_room.present.get(user_id).map_or(0, |before| bytes_of(user_id, before));
+            let after = (*bytes - before).saturating_add(bytes_of(user_id, said));
+            if after <= OF_ALL_BYTES_MAX && (before > 0 || of_room.present.len() < PRESENT_MAX) {
+                *bytes = after;
+                of_room.present.insert(user_id.to_owned(), said.clone());
+            }
+        }
+    }
 }
 
 impl Holding {
@@ -109,14 +164,31 @@ impl Holding {
         }
     }
 
+    /// Whether no event waits to be taken.
+    pub(super) fn is_empty(&self) -> bool {
+        self.held.0.lock().by_id.get(&self.room).is_none_or(|of_room| of_room.events.is_empty())
+    }
+
     /// Takes the events that came so far, in the order in which they came.
     pub(super) fn take(&self) -> Vec<HeldEvent> {
         let mut rooms = self.held.0.lock();
         let Some(of_room) = rooms.by_id.get_mut(&self.room) else { return Vec::new() };
-        let bytes = of_room.bytes();
+        let before = of_room.bytes();
         let events = std::mem::take(&mut of_room.events);
+        let bytes = before - of_room.bytes();
         rooms.bytes = rooms.bytes.saturating_sub(bytes);
         events
+    }
+
+    /// Takes what was said of the presence of users.
+    pub(super) fn take_presence(&self) -> BTreeMap<OwnedUserId, Presence> {
+        let mut rooms = self.held.0.lock();
+        let Some(of_room) = rooms.by_id.get_mut(&self.room) else { return BTreeMap::new() };
+        let before = of_room.bytes();
+        let present = std::mem::take(&mut of_room.present);
+        let bytes = before - of_room.bytes();
+        rooms.bytes = rooms.bytes.saturating_sub(bytes);
+        present
     }
 }
 
@@ -124,8 +196,10 @@ impl Drop for Holding {
     fn drop(&mut self) {
         let mut rooms = self.held.0.lock();
         let Some(of_room) = rooms.by_id.get_mut(&self.room) else { return };
-        of_room.joins = of_room.joins.saturating_sub(1);
-        if of_room.joins == 0 {
+        if let Some(at) = of_room.joins.iter().position(|user| *user == self.user) {
+            of_room.joins.swap_remove(at);
+        }
+        if of_room.joins.is_empty() {
             let bytes = of_room.bytes();
             rooms.by_id.remove(&self.room);
             rooms.bytes = rooms.bytes.saturating_sub(bytes);
@@ -144,7 +218,7 @@ mod tests {
         let (held, room, origin) = (Held::default(), room_id!("!room:x.example"), server_name!("x.example"));
         let (one, other) = (Bytes::from_static(b"{}"), Bytes::from_static(b"[]"));
         assert!(!held.hold(room, origin, &one));
-        let (first, second) = (held.begin(room), held.begin(room));
+        let (first, second) = (held.begin(room, UserNum(1)), held.begin(room, UserNum(1)));
         assert!(!held.hold(room_id!("!other:x.example"), origin, &one));
         assert!(held.hold(room, origin, &one) && held.hold(room, origin, &other));
         assert!(held.hold(room, origin, &one), "it is held already");
@@ -160,30 +234,93 @@ mod tests {
     }
 
     #[test]
+    fn presence_is_held_of_users_of_servers_that_were_asked() {
+        let (held, room) = (Held::default(), room_id!("!room:x.example"));
+        let user = |number: usize, server: &str| UserId::parse(format!("@u{number}:{server}")).unwrap();
+        let said = |message: &str| Presence { status_msg: Some(message.to_owned()), ..Presence::unknown() };
+        held.hold_presence(&user(0, "x.example"), &said("nobody comes"));
+        let holding = held.begin(room, UserNum(1));
+        held.hold_presence(&user(0, "x.example"), &said("nobody was asked"));
+        holding.note_asked(&ServerName::parse("x.example").unwrap());
+        for number in 0..100 {
+            held.hold_presence(&user(number, "y.example"), &said("not asked"));
+            held.hold_presence(&user(number, "x.example"), &said("first"));
+            held.hold_presence(&user(number, "x.example"), &said("second"));
+        }
+        held.hold(room, server_name!("x.example"), &Bytes::from_static(b"{}"));
+        assert_eq!(holding.take().len(), 1);
+        let taken = holding.take_presence();
+        assert_eq!(taken.len(), PRESENT_MAX);
+        assert!(taken.values().all(|it| *it == said("second")));
+        assert!(holding.take_presence().is_empty());
+        assert_eq!(held.0.lock().bytes, 0);
+    }
+
+    #[test]
     fn a_server_that_was_not_asked_keeps_no_other_out() {
         let (held, room) = (Held::default(), room_id!("!room:x.example"));
         let [host, evil, other] =
             ["x.example", "evil.example", "y.example"].map(|it| ServerName::parse(it).unwrap());
-        let holding = held.begin(room);
+        let holding = held.begin(room, UserNum(1));
         holding.note_asked(&host);
         let event = |number: usize| Bytes::from(number.to_string());
         let count = |origin: &ServerName, from: usize| {
             (from..from + 500).filter(|number| held.hold(room, origin, &event(*number))).count()
         };
-        assert_eq!(count(&evil, 0), OF_OTHER_MAX);
-        assert_eq!(count(&host, 1_000), OF_ASKED_MAX);
-        assert_eq!(count(&other, 2_000), OF_OTHER_MAX);
+        assert_eq!(count(&evil, 0), OF_OTHER.events_max);
+        assert_eq!(count(&host, 1_000), OF_ASKED.events_max);
+        assert_eq!(count(&other, 2_000), OF_OTHER.events_max);
         for number in 0..100 {
             count(&ServerName::parse(format!("{number}.example")).unwrap(), 3_000 + 500 * number);
         }
-        assert_eq!(holding.take().len(), OF_ASKED_MAX + OF_OTHERS_MAX);
+        assert_eq!(holding.take().len(), OF_ASKED.events_max + OF_OTHERS.events_max);
+    }
+
+    #[test]
+    fn neither_ports_nor_large_events_of_one_keep_another_out() {
+        let (held, room) = (Held::default(), room_id!("!room:x.example"));
+        let holding = held.begin(room, UserNum(1));
+        let asked = ["first.example", "x.example"].map(|it| ServerName::parse(it).unwrap());
+        asked.iter().for_each(|server| holding.note_asked(server));
+        let large = |number: u8| Bytes::from(vec![number; 60_000]);
+        let hold =
+            |server: &str, number: u8| held.hold(room, &ServerName::parse(server).unwrap(), &large(number));
+        let taken =
+            (0..100).filter(|number| hold(&format!("1.2.3.4:{}", 1_000 + u16::from(*number)), *number));
+        assert_eq!(taken.count(), 1, "five ports are one host");
+        assert!(hold("third.example", 101));
+        assert!((102..150).filter(|number| hold("first.example", *number)).count() < 10);
+        assert!(hold("x.example", 151), "another that was asked has a share of its own");
+        assert_eq!(holding.take().len(), 2 + OF_ASKED.bytes_max / 60_000 + 1);
+    }
+
+    #[test]
+    fn one_who_joins_many_rooms_keeps_nothing_of_others_out() {
+        let held = Held::default();
+        let rooms: Vec<_> = (0..40).map(|it| RoomId::parse(format!("!{it}:x.example")).unwrap()).collect();
+        let fill = |room: &RoomId| {
+            for number in 0..20_u8 {
+                let origin = ServerName::parse(format!("{number}.example")).unwrap();
+                held.hold(room, &origin, &Bytes::from(vec![number; 60_000]));
+            }
+        };
+        let _many: Vec<_> = rooms.iter().map(|room| held.begin(room, UserNum(1))).collect();
+        rooms.iter().for_each(|room| fill(room));
+        assert!(held.0.lock().bytes <= OF_USER_BYTES_MAX);
+        let other = room_id!("!other:x.example");
+        let holding = held.begin(other, UserNum(2));
+        let shared = held.begin(&rooms[39], UserNum(2));
+        assert!(held.hold(other, server_name!("x.example"), &Bytes::from_static(b"{}")));
+        assert!(held.hold(&rooms[39], server_name!("x.example"), &Bytes::from_static(b"{}")));
+        assert_eq!((holding.take().len(), shared.take().len()), (1, 1));
     }
 
     #[test]
     fn there_is_an_end_to_what_is_held() {
         let held = Held::default();
         let rooms: Vec<_> = (0..20).map(|it| RoomId::parse(format!("!{it}:x.example")).unwrap()).collect();
-        let holding: Vec<_> = rooms.iter().map(|room| held.begin(room)).collect();
+        let users = (0..).map(|number| UserNum(number / 2));
+        let holding: Vec<_> = rooms.iter().zip(users).map(|(room, user)| held.begin(room, user)).collect();
         for room in &rooms {
             for number in 0..50_u8 {
                 let origin = ServerName::parse(format!("{number}.example")).unwrap();
@@ -193,7 +330,7 @@ mod tests {
             }
         }
         assert!(held.0.lock().bytes <= OF_ALL_BYTES_MAX);
-        assert_eq!(holding[0].take().len(), OF_ROOM_BYTES_MAX / 60_000);
+        assert_eq!(holding[0].take().len(), OF_OTHERS.bytes_max / 60_000);
         drop(holding);
         assert_eq!(held.0.lock().bytes, 0);
     }

@@ -2,11 +2,7 @@
 //! template, we sign the event, the server adds it to the room and hands over the room's state, and
 //! `flows/room/base.rs` lays that down.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use federation::{
     call::Options,
@@ -26,6 +22,7 @@ use crate::{
         places::{Place, Places},
         remote::{
             ask::{at_fault, failed},
+            attempts::{Attempt, Wish, left_meanwhile},
             brought::{self, Answered},
             candidates::{Candidates, find_here},
             hand_over::{is_unknown, may_have_acted, put, put_with},
@@ -37,13 +34,14 @@ use crate::{
             take_in::{Silence, take_in},
             template::{self, Template, Wanted},
         },
-        room::{base, completing},
+        room::{base, completing, membership, presence},
     },
     ids::{RoomNum, UserNum},
     rooms::{
         self,
         change::{Base, Change, Omitted, Outcome, Received},
         event,
+        policy::Author,
         turns::JoinClaim,
     },
     schema::{
@@ -72,6 +70,9 @@ const LAID_WITHIN: Duration = Duration::from_secs(30);
 const LOOKED_AT_EVERY: Duration = Duration::from_millis(100);
 /// Has a server leave out the members of a room, where it knows how to.
 const OMIT_MEMBERS: &str = "?omit_members=true";
+/// A room that somebody left while they came into it is left again, and that is tried so often, at this distance.
+const LEAVE_TRIES: u32 = 30;
+const LEAVE_AGAIN: Duration = Duration::from_secs(10);
 /// Others who are told to come back do so after this time.
 const AGAIN: Duration = Duration::from_secs(10);
 
@@ -85,8 +86,6 @@ struct Inner {
     waiting: Places,
     /// Those who refuse invitations and leave, whom joins must not hold up, nor the other way round.
     leaving: Places,
-    /// The joins of users that are under way, each as often as it is.
-    joins: Mutex<BTreeMap<(OwnedRoomId, UserNum), usize>>,
 }
 
 /// The right to act on a room by way of other servers. Whoever goes on when their request has ended keeps it, so that what it holds
@@ -97,29 +96,11 @@ pub(crate) struct Alone {
     _turn: Option<Turn<OwnedRoomId>>,
 }
 
-/// A join of a user that is under way.
-struct UnderWay {
-    joining: Joining,
-    of: (OwnedRoomId, UserNum),
-}
-
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        let mut joins = self.joining.0.joins.lock();
-        if let Some(count) = joins.get_mut(&self.of) {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
-                joins.remove(&self.of);
-            }
-        }
-    }
-}
-
 impl Default for Joining {
     fn default() -> Self {
         let large = Places::new(AT_ONCE, USERS_MIN);
         let [waiting, leaving] = [(); 2].map(|()| Places::new(WAITING_MAX, WAITING_USERS_MIN));
-        Self(Arc::new(Inner { rooms: Turns::default(), large, waiting, leaving, joins: Mutex::default() }))
+        Self(Arc::new(Inner { rooms: Turns::default(), large, waiting, leaving }))
     }
 }
 
@@ -161,17 +142,6 @@ impl Joining {
         };
         Ok(Alone { _waiting: waiting, _turn: turn })
     }
-
-    fn begin(&self, room: &RoomId, user: UserNum) -> UnderWay {
-        let of = (room.to_owned(), user);
-        *self.0.joins.lock().entry(of.clone()).or_default() += 1;
-        UnderWay { joining: self.clone(), of }
-    }
-
-    /// Whether this is the only join of its user into its room.
-    fn is_only(&self, join: &UnderWay) -> bool {
-        self.0.joins.lock().get(&join.of).is_none_or(|count| *count <= 1)
-    }
 }
 
 /// The join that a user asked for.
@@ -179,6 +149,7 @@ struct Asked {
     user: UserNum,
     wanted: Wanted,
     stance: Stance,
+    wish: Wish,
     /// The servers that have taken the join, or may have.
     taken: Mutex<BTreeSet<OwnedServerName>>,
     /// The events that other servers tell of the room meanwhile.
@@ -186,36 +157,76 @@ struct Asked {
 }
 
 impl Asked {
-    fn new(app: &App, user: UserNum, wanted: Wanted) -> Result<Self> {
+    fn new(app: &App, attempt: &Attempt, wanted: Wanted) -> Result<Self> {
+        let (user, wish) = (attempt.user(), attempt.wish());
         let stance = Stance::find(&*app.store.snapshot(), user, &wanted.room_id)?;
-        let holding = app.remote.held.begin(&wanted.room_id);
-        Ok(Self { user, wanted, stance, taken: Mutex::default(), holding })
+        let holding = app.remote.held.begin(&wanted.room_id, user);
+        Ok(Self { user, wanted, stance, wish, taken: Mutex::default(), holding })
+    }
+
+    /// Refuses where the user wants in no more. Errors: 403 `M_FORBIDDEN`.
+    fn require_wanted(&self, app: &App) -> Result<()> {
+        self.wish.require()?;
+        self.stance.require_same(&app.store.view())
     }
 }
 
-/// Joins a room by way of other servers. It goes on when the requester hangs up, because others may believe by then that the user
-/// is in the room. Where it fails, those that may have taken the join are told that the user is not in the room.
-/// Errors: [`Error::Refused`] with the reason that a server gave; [`Error::Remote`] where none could help.
+/// Joins a room by way of other servers. It goes on when the requester hangs up or leaves, because others may believe by then that
+/// the user is in the room. Where it fails, those that may have taken the join are told that the user is not in the room.
+/// Errors: [`Error::Refused`] with the reason that a server gave, or because the user has left; [`Error::Remote`] where none could help.
 pub(crate) async fn join(
     app: &App,
-    user: UserNum,
+    attempt: Attempt,
     wanted: Wanted,
     candidates: Candidates,
     alone: Alone,
 ) -> Result<()> {
     let (tell, told) = oneshot::channel();
-    let under_way = app.remote.joining.begin(&wanted.room_id, user);
-    let asked = Arc::new(Asked::new(app, user, wanted)?);
+    let (asked, wish) = (Arc::new(Asked::new(app, &attempt, wanted)?), attempt.wish());
     let owned = app.clone();
     app.env.spawn(async move {
         let joined = ask_in_turn(&owned, &asked, candidates).await;
-        if let Err(why) = &joined {
-            take_back(&owned, &asked, &under_way, why).await;
+        match &joined {
+            Ok(()) => leave_again(&owned, &asked).await,
+            Err(why) => take_back(&owned, &asked, &attempt, why).await,
         }
-        drop((under_way, alone));
+        drop((attempt, alone));
         drop(tell.send(joined));
     });
-    told.await.map_err(|_| app.broke_off("a join"))?
+    unless_left(app, &wish, told).await
+}
+
+/// Waits for the end of a join, or until its user leaves.
+async fn unless_left(app: &App, wish: &Wish, told: oneshot::Receiver<Result<()>>) -> Result<()> {
+    match wish.unless_left(told).await {
+        Some(told) => told.map_err(|_| app.broke_off("a join"))?,
+        None => Err(left_meanwhile().into()),
+    }
+}
+
+/// Leaves a room again that a user left while the join was coming true.
+async fn leave_again(app: &App, asked: &Asked) {
+    for _ in 0..LEAVE_TRIES {
+        // A user who comes back meanwhile stays.
+        if !asked.wish.has_left() {
+            return;
+        }
+        match leave(app, asked).await {
+            Ok(()) | Err(Error::Refused(_)) => return,
+            Err(why) => {
+                tracing::info!(room = %asked.wanted.room_id, user = %asked.wanted.user_id, %why, "a room is left again later that was joined late");
+                app.env.sleep(LEAVE_AGAIN).await;
+            }
+        }
+    }
+}
+
+async fn leave(app: &App, asked: &Asked) -> Result<()> {
+    let snapshot = app.store.snapshot();
+    let Some(num) = rooms::find_room(&*snapshot, &asked.wanted.room_id)? else { return Ok(()) };
+    let author = Author::of(&*snapshot, asked.user)?;
+    drop(snapshot);
+    membership::leave_as(app, author, num, None).await
 }
 
 /// Asks one server after the other. One that took the join and does not answer is not waited for alone. The first that succeeds ends
@@ -229,7 +240,7 @@ async fn ask_in_turn(app: &App, asked: &Arc<Asked>, mut candidates: Candidates) 
         let wanted = &asked.wanted;
         let template =
             candidates.first(app, |server| async move { template::ask(app, &server, wanted).await });
-        match template.await {
+        match asked.wish.unless_left(template).await.flatten() {
             Some((server, template)) => {
                 let (owned, asked, tell, others) =
                     (app.clone(), Arc::clone(asked), tell.clone(), others.clone());
@@ -242,12 +253,19 @@ async fn ask_in_turn(app: &App, asked: &Arc<Asked>, mut candidates: Candidates) 
                 });
                 under_way += 1;
             }
-            None if under_way == 0 => return Err(candidates.into_error()),
+            None if under_way == 0 => {
+                asked.wish.require()?;
+                return Err(candidates.into_error());
+            }
             None => {}
         }
         let next = async {
             // Without another one to ask there is nothing to do but wait.
-            if candidates.is_empty() { std::future::pending().await } else { app.env.sleep(HANGS).await }
+            if candidates.is_empty() || asked.wish.has_left() {
+                std::future::pending().await
+            } else {
+                app.env.sleep(HANGS).await
+            }
         };
         tokio::select! {
             biased;
@@ -260,7 +278,7 @@ async fn ask_in_turn(app: &App, asked: &Arc<Asked>, mut candidates: Candidates) 
                     None => return Err(app.broke_off("a join")),
                 }
                 // Nobody is asked to let a user in who wants in no more.
-                asked.stance.require_same(&app.store.view())?;
+                asked.require_wanted(app)?;
             }
             () = next => {}
         }
@@ -269,10 +287,9 @@ async fn ask_in_turn(app: &App, asked: &Arc<Asked>, mut candidates: Candidates) 
 
 /// Tells the servers that may have taken a join that the user is not in the room after all, unless this server is in the room, which
 /// says what the user is there, or the user joins it meanwhile.
-async fn take_back(app: &App, asked: &Asked, under_way: &UnderWay, why: &Error) {
+async fn take_back(app: &App, asked: &Asked, attempt: &Attempt, why: &Error) {
     let servers = std::mem::take(&mut *asked.taken.lock());
-    let joining = &app.remote.joining;
-    let may = || joining.is_only(under_way) && matches!(find_here(app, &asked.wanted.room_id), Ok(None));
+    let may = || attempt.is_only() && matches!(find_here(app, &asked.wanted.room_id), Ok(None));
     if servers.is_empty() || !may() {
         return;
     }
@@ -293,6 +310,7 @@ async fn join_by(app: &App, asked: &Arc<Asked>, server: &ServerName, template: &
     }
     let event = template.sign(app, server, wanted)?;
     let mut answered = send(app, server, asked, &event).await?;
+    asked.wish.require()?;
     brought::learn_keys(app, template.version, &answered).await?;
     let servers = answered.servers.take();
     let snapshot = app.store.snapshot();
@@ -317,6 +335,7 @@ async fn join_by(app: &App, asked: &Arc<Asked>, server: &ServerName, template: &
         drop((claim, events));
         return enter(app, asked, num, server, event).await;
     }
+    let _settling = asked.wish.settle()?;
     let named = (wanted.room_id.clone(), template.version);
     let mut base = Base::new(&app.store.view(), claim, named, server.to_string())?;
     if let Some(servers) = servers {
@@ -326,12 +345,12 @@ async fn join_by(app: &App, asked: &Arc<Asked>, server: &ServerName, template: &
         let servers = others.chain([server.to_string()]).collect();
         base = base.without_members(Omitted { us: us.to_owned(), servers });
     }
-    let (owned, asked) = (app.clone(), Arc::clone(asked));
+    let (owned, of_turn) = (app.clone(), Arc::clone(asked));
     let after = move |change: &mut Change| {
         // Nothing of the room changes in its turn, and what this turn writes is not seen yet.
-        asked.stance.require_same(&owned.store.view())?;
+        of_turn.require_wanted(&owned)?;
         left_out::remember(&owned, change, &left_out)?;
-        let held = store_held(&owned, change, &asked)?;
+        let held = store_held(&owned, change, &of_turn)?;
         let completes = change.row.incomplete().is_some().then(|| {
             let job = Job::CompleteState { room: change.num };
             jobs::promise(&owned, &mut change.batch, &job)
@@ -343,7 +362,8 @@ async fn join_by(app: &App, asked: &Arc<Asked>, server: &ServerName, template: &
     jobs::begin(app, completes);
     jobs::keep(app, promised).await?;
     drop(place);
-    completing::soon(app, num).await
+    completing::soon(app, num).await?;
+    take_rest(app, asked, num).await
 }
 
 /// A room that nobody of ours is in, and in which nothing happened since, by the place that another server gives to a join: it stands on
@@ -395,24 +415,26 @@ async fn come_back(
 /// requester hangs up. Errors: as of [`join`]; [`Error::Busy`] where the event that the other server took cannot be taken here yet.
 pub(crate) async fn vouched(
     app: &App,
-    user: UserNum,
+    attempt: Attempt,
     num: RoomNum,
     wanted: Wanted,
     mut candidates: Candidates,
     alone: Alone,
 ) -> Result<()> {
     let (tell, told) = oneshot::channel();
-    let under_way = app.remote.joining.begin(&wanted.room_id, user);
-    let asked = Arc::new(Asked::new(app, user, wanted)?);
+    let (asked, wish) = (Arc::new(Asked::new(app, &attempt, wanted)?), attempt.wish());
     let owned = app.clone();
     app.env.spawn(async move {
         let vouched = async {
             loop {
+                asked.wish.require()?;
                 let ask = |server: OwnedServerName| {
                     let (owned, wanted) = (&owned, &asked.wanted);
                     async move { template::ask(owned, &server, wanted).await }
                 };
-                let Some((server, template)) = candidates.first(&owned, ask).await else {
+                let template = asked.wish.unless_left(candidates.first(&owned, ask)).await;
+                let Some((server, template)) = template.flatten() else {
+                    asked.wish.require()?;
                     return Err(candidates.into_error());
                 };
                 match vouched_by(&owned, &asked, num, &server, &template).await {
@@ -423,10 +445,13 @@ pub(crate) async fn vouched(
             }
         };
         let vouched = vouched.await;
-        drop((under_way, alone));
+        if vouched.is_ok() {
+            leave_again(&owned, &asked).await;
+        }
+        drop((attempt, alone));
         drop(tell.send(vouched));
     });
-    told.await.map_err(|_| app.broke_off("a join"))?
+    unless_left(app, &wish, told).await
 }
 
 async fn vouched_by(
@@ -473,7 +498,8 @@ async fn enter(
     event: Received,
 ) -> Result<()> {
     asked.stance.require_same(&app.store.view())?;
-    let user = asked.user;
+    // The other server tells everybody of the join, so that whoever has left by now leaves the room again.
+    let _settling = asked.wish.settle_anyway();
     let (id, json) = (event.id().to_owned(), event.json().clone());
     // The other server tells the rest of the room.
     let taken = take_in(app, num, server, vec![event.let_in()], Silence::FetchesState).await?.pop();
@@ -490,13 +516,22 @@ async fn enter(
             return Err(Error::Busy { retry_after: AGAIN });
         }
     }
+    take_rest(app, asked, num).await
+}
+
+/// Stores the events that were held after the join had taken those before, until the room was here for everybody, and shows what was
+/// said of the presence of users who are in it.
+async fn take_rest(app: &App, asked: &Arc<Asked>, num: RoomNum) -> Result<()> {
+    for (user_id, said) in asked.holding.take_presence() {
+        presence::tell_elsewhere(app, user_id, said).await?;
+    }
+    if asked.holding.is_empty() {
+        return Ok(());
+    }
     let (owned, asked) = (app.clone(), Arc::clone(asked));
-    let promise = move |change: &mut Change| {
-        Ok((carry_over::promise(&owned, change, user)?, store_held(&owned, change, &asked)?))
-    };
-    let (promised, held) = commit::beside_room(app, num, promise).await?;
-    drop(held);
-    jobs::keep(app, promised).await
+    let store = move |change: &mut Change| store_held(&owned, change, &asked);
+    drop(commit::beside_room(app, num, store).await?);
+    Ok(())
 }
 
 /// Stores the events that other servers told of the room since the join was asked for, to be taken in like others that waited.

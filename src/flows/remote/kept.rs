@@ -8,11 +8,13 @@ use std::{
 use parking_lot::Mutex;
 
 /// Answers by their questions. There are never more bytes of them than a bound; those whose time ends first go first.
+#[derive(Debug)]
 pub(super) struct Kept<K, V> {
     bytes_max: usize,
     answers: Mutex<Answers<K, V>>,
 }
 
+#[derive(Debug)]
 struct Answers<K, V> {
     /// The uptime until which an answer is kept, its bytes, and the answer.
     by_question: BTreeMap<K, (Duration, usize, V)>,

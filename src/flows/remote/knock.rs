@@ -9,15 +9,15 @@ use crate::{
         App,
         remote::{
             ask::{ANSWERS, at_fault, failed},
+            attempts::Attempt,
             candidates::Candidates,
             hand_over::put,
             invite::{check_state, shown},
-            outside,
+            leave, outside,
             template::{self, Wanted},
         },
     },
-    ids::UserNum,
-    rooms::change::outside::Told,
+    rooms::{self, change::outside::Told},
     schema::rooms::{Membership, Resident, RoomRow},
 };
 
@@ -31,17 +31,22 @@ struct Answer {
     knock_room_state: Vec<Box<RawValue>>,
 }
 
-/// Knocks at a room by way of other servers. Errors: [`Error::Refused`](crate::error::Error::Refused) with the reason that a server
+/// Knocks at a room by way of other servers, and withdraws that at once where the user has left meanwhile. Errors: [`Error::Refused`](crate::error::Error::Refused) with the reason that a server
 /// gave; [`Error::Remote`](crate::error::Error::Remote) where none could help.
 pub(crate) async fn knock(
     app: &App,
-    user: UserNum,
+    attempt: &Attempt,
     wanted: &Wanted,
     mut candidates: Candidates,
 ) -> Result<()> {
+    let wish = attempt.wish();
     loop {
+        wish.require()?;
         let asked = candidates.first(app, |server| async move { template::ask(app, &server, wanted).await });
-        let Some((server, template)) = asked.await else { return Err(candidates.into_error()) };
+        let Some((server, template)) = wish.unless_left(asked).await.flatten() else {
+            wish.require()?;
+            return Err(candidates.into_error());
+        };
         let event = match template.sign(app, &server, wanted) {
             Ok(event) => event,
             Err(why) => {
@@ -80,6 +85,15 @@ pub(crate) async fn knock(
         let sender = wanted.user_id.to_string();
         let (membership, version, via) = (Membership::Knock, template.version, server.to_string());
         let told = Told { membership, version, via, sender, event, state: told };
-        return outside::set(app, (wanted.room_id.clone(), version), &server, user, told).await;
+        let settling = wish.settle_anyway();
+        outside::set(app, (wanted.room_id.clone(), version), &server, attempt.user(), told).await?;
+        drop(settling);
+        if wish.has_left() {
+            let num = rooms::find_room(&*app.store.snapshot(), &wanted.room_id)?;
+            if let Some(num) = num {
+                leave::leave(app, attempt.user(), num, None).await?;
+            }
+        }
+        return wish.require();
     }
 }

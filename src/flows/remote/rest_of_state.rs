@@ -48,8 +48,6 @@ const WHOLE_TRIES: u32 = 5;
 const EARLIER_TRIES_MAX: u32 = 14;
 /// A server gives the whole state within this time, or another one is asked.
 const FETCHING_TAKES_MAX: Duration = Duration::from_secs(300);
-/// A state that came is given up when nobody works on it within this time; it is fetched again later.
-const PLACE_WAITS_MAX: Duration = Duration::from_secs(120);
 /// A server that refuses is asked for another event's state if it did so within this time.
 const REFUSES_WITHIN: Duration = Duration::from_secs(10);
 
@@ -159,16 +157,11 @@ async fn fill_from(
     if !fullest.is_within(ids.state.len()) {
         return Err(fault("it gave a state of fewer events than another server"));
     }
-    // The state that came is worked on in a place. Until there is one it counts as an answer, for a bounded time.
-    let _place = tokio::select! {
-        biased;
-        place = app.completing.place(ids.state.len()) => place,
-        () = app.env.sleep(PLACE_WAITS_MAX) => return Err(Error::Busy { retry_after: PLACE_WAITS_MAX }),
-    };
     // From here to the end of learning, nothing that was fetched may be swept.
     let claim = gaps::claim_history(&app, room).await;
     let _claim = claim.ok_or(Error::Busy { retry_after: Duration::from_secs(10) })?;
-    states::bring(fetch, missing).await?;
+    // Until there is a place for working on the state that came, it counts as an answer, for a bounded time.
+    let _place = states::bring(fetch, missing, ids.state.len()).await?;
     if at != join.id {
         // The join stands behind this event, and not before it.
         states::bring_missing(fetch, vec![at.clone()]).await?;

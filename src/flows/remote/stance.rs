@@ -3,7 +3,8 @@
 use ruma::{OwnedRoomId, RoomId};
 
 use crate::{
-    error::{Refusal, Result},
+    error::Result,
+    flows::remote::attempts::left_meanwhile,
     ids::{EventNum, UserNum},
     rooms::{self, members, policy},
     schema::rooms::Membership,
@@ -31,10 +32,9 @@ impl Stance {
     pub(super) fn require_same(&self, read: &(impl Read + ?Sized)) -> Result<()> {
         policy::require_live(read, self.user)?;
         match find_membership(read, self.user, &self.room)? {
-            Some((Membership::Leave | Membership::Ban, event)) if Some(event) != self.by => Err(
-                Refusal::forbidden("You left the room, or were removed from it, while you were joining it.")
-                    .into(),
-            ),
+            Some((Membership::Leave | Membership::Ban, event)) if Some(event) != self.by => {
+                Err(left_meanwhile().into())
+            }
             Some((
                 Membership::Leave
                 | Membership::Ban

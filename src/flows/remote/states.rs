@@ -17,10 +17,17 @@ use ruma::{EventId, OwnedEventId, ServerName};
 use serde_json::value::RawValue;
 use std::time::Duration;
 
-use super::fetch::{Fetch, Ids, in_order};
+use super::{
+    brought,
+    fetch::{Fetch, Ids, in_order},
+    verify::Ask,
+};
 use crate::{
     error::{Error, Result},
-    flows::room::ingest::outliers::{For, take_outliers},
+    flows::{
+        places::Place,
+        room::ingest::outliers::{For, take_outliers},
+    },
     ids::{EventNum, RoomNum, StateKeyNum},
     rooms::{
         change::{Outcome, Received, Signed, order_by_auth},
@@ -49,6 +56,8 @@ const LACKING_PART: usize = 10;
 const TAKEN_AT_ONCE: usize = 200;
 /// Ask at most this many servers for a state.
 const SERVERS_MAX: usize = 3;
+/// A state that came is given up when nobody works on it within this time; it is fetched again later.
+const PLACE_WAITS_MAX: Duration = Duration::from_secs(120);
 
 /// Fetches the state before an event, as a difference from a state that is stored. The caller has the right to change the room's past, so
 /// that nothing of it is swept meanwhile. Errors: [`Error::Remote`] if no server gave a state that can be used.
@@ -169,19 +178,38 @@ pub(super) async fn missing(
         return Ok(Missing::Few(missing.into_iter().collect()));
     }
     let (raw, counted) = fetch.state(server, id).await?;
+    // Those who work on it wait for no server whose keys are not known yet.
+    let raw = brought::learn_keys_of_state(fetch.app, fetch.row.version, raw).await?;
     Ok(Missing::Many(raw, missing, counted))
 }
 
-/// Takes in the events of a state that were not here. Those that nobody gives are left out. The caller bounds how many states are
-/// worked on at once, so that what came counts no more as an answer.
-pub(super) async fn bring(fetch: &mut Fetch<'_>, missing: Missing) -> Result<()> {
+/// Takes in the events of a state that were not here. Those that nobody gives are left out. What is still to be fetched comes before
+/// anything is worked on, which is done in one of a bounded number of places where the state has many events: so what came counts
+/// no more as an answer then. Gives the place. Errors: [`Error::Busy`] where there is none for long.
+pub(super) async fn bring(fetch: &mut Fetch<'_>, missing: Missing, count: usize) -> Result<Option<Place>> {
     match missing {
-        Missing::Few(ids) if ids.is_empty() => Ok(()),
-        Missing::Few(ids) => bring_single(fetch, ids).await,
-        Missing::Many(raw, missing, counted) => {
-            drop(counted);
-            bring_whole(fetch, raw, &missing).await
+        Missing::Few(ids) => {
+            if !ids.is_empty() {
+                bring_single(fetch, ids).await?;
+            }
+            place(fetch, count).await
         }
+        Missing::Many(raw, missing, counted) => {
+            let place = place(fetch, count.max(raw.len())).await?;
+            drop(counted);
+            bring_whole(fetch, raw, &missing).await?;
+            Ok(place)
+        }
+    }
+}
+
+/// Waits for a place for working on a state of so many events.
+async fn place(fetch: &Fetch<'_>, count: usize) -> Result<Option<Place>> {
+    let app = fetch.app;
+    tokio::select! {
+        biased;
+        place = fetch.payers.during(app.completing.place(count)) => Ok(place),
+        () = app.env.sleep(PLACE_WAITS_MAX) => Err(Error::Busy { retry_after: PLACE_WAITS_MAX }),
     }
 }
 
@@ -210,7 +238,7 @@ async fn from(
     };
     let ids = ids(fetch, server, id, STATE_MAX).await?;
     let missing = missing(fetch, server, id, &ids).await?;
-    bring(fetch, missing).await?;
+    let _place = bring(fetch, missing, ids.state.len()).await?;
     let mut ids = ids.state;
     let last = match at {
         At::Before(_) => None,
@@ -394,7 +422,7 @@ async fn bring_whole(
         if some.is_empty() {
             return Ok(());
         }
-        let received = fetch.check(some).await?;
+        let received = fetch.check_by(some, Ask::Nobody).await?;
         let received = in_order(received, |event| &event.event().auth);
         let taken = take_outliers(fetch.app, fetch.num, received.clone(), For::State).await?;
         note_open(fetch, &taken, &received);

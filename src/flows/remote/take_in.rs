@@ -16,7 +16,7 @@ use ruma::{EventId, OwnedEventId, OwnedServerName, ServerName};
 use super::{
     backfill,
     fetch::{Budget, Fetch, in_order},
-    gaps, states,
+    gaps, payers, states,
 };
 use crate::{
     error::{Error, Result},
@@ -25,7 +25,7 @@ use crate::{
     rooms::{
         change::{Outcome, Received},
         event, require_row,
-        state::StateRef,
+        state::{Sketch, StateRef},
     },
 };
 
@@ -177,6 +177,9 @@ impl Gap<'_> {
             let lacking: Vec<OwnedEventId> = auth.iter().filter(|id| !prev.contains(id)).cloned().collect();
             if !lacking.is_empty() {
                 self.fetch.bring_auth(event.id(), lacking).await?;
+                if self.fetch.names_elsewhere(event) {
+                    return ingest::outliers::reject_for_other_room(&app, room, event.clone()).await;
+                }
                 // An event that lacks nothing more is judged, and gets its place even if it is rejected: others may cite it.
                 outcome = one(&app, room, event.clone()).await?;
             }
@@ -328,10 +331,15 @@ impl Gap<'_> {
                     if !matches!(outcome, Outcome::Outlier(_)) {
                         // With the state before it come the events that allow it.
                         let Some(by_state) = self.take_in_with_state(waits).await? else { continue };
-                        outcome = by_state;
-                        if matches!(outcome, Outcome::Unknown) && !auth.is_empty() {
-                            outcome = ingest::outliers::reject_by_auth(&app, room, waits.clone()).await?;
-                        }
+                        outcome = match by_state {
+                            Outcome::Unknown | Outcome::Need { .. } if self.fetch.names_elsewhere(waits) => {
+                                ingest::outliers::reject_for_other_room(&app, room, waits.clone()).await?
+                            }
+                            Outcome::Unknown if !auth.is_empty() => {
+                                ingest::outliers::reject_by_auth(&app, room, waits.clone()).await?
+                            }
+                            other => other,
+                        };
                     }
                     if waits.id() != event.id() && matches!(outcome, Outcome::Outlier(_)) {
                         is_any = true;
@@ -355,6 +363,14 @@ impl Gap<'_> {
                 if !lacking.is_empty() {
                     self.fetch.bring_auth(waits.id(), lacking).await?;
                     is_any = true;
+                    if self.fetch.names_elsewhere(waits) {
+                        let outcome =
+                            ingest::outliers::reject_for_other_room(&app, room, waits.clone()).await?;
+                        if waits.id() == event.id() {
+                            last = outcome;
+                        }
+                        done.insert(waits.id().to_owned());
+                    }
                 }
             }
             waiting.retain(|other| !done.contains(other.id()));
@@ -392,39 +408,55 @@ impl Gap<'_> {
 
     /// Takes in an event by the state before it, which is fetched; `None` where that cannot be had now.
     async fn take_in_with_state(&mut self, event: &Received) -> Result<Option<Outcome>> {
-        let (app, room) = (self.app().clone(), self.fetch.num);
-        let began = app.env.uptime();
-        if !self.fetched_states && !app.gaps.may_fetch_state(room, &self.origin, began) {
-            tracing::debug!(%room, origin = %self.origin, "no state is fetched, because one was a short while ago");
+        let (app, room, origin) = (self.app().clone(), self.fetch.num, self.origin.clone());
+        if !self.fetched_states && !app.gaps.may_fetch_state(room, &origin, app.env.uptime()) {
+            tracing::debug!(%room, %origin, "no state is fetched, because one was a short while ago");
             return Ok(None);
         }
-        let Some(_claim) = gaps::claim_history(&app, room).await else { return Ok(None) };
-        let Some(_place) = app.gaps.begin_state(&self.origin) else { return Ok(None) };
-        let budget = Budget::new(&app, STATES_TAKE_MAX, STATE_REQUESTS_MAX, STATE_EVENTS_MAX);
-        let left = std::mem::replace(&mut self.fetch.budget, budget);
-        self.fetched_states = true;
-        let tip = StateRef::Main(require_row(&*app.store.snapshot(), room)?.state_tip);
-        let sketch = states::before(&mut self.fetch, event, tip).await;
-        if sketch.is_ok() {
-            let lacking = self.fetch.list_unknown(event.event().auth.clone()).await?;
-            if !lacking.is_empty() {
-                self.fetch.bring_auth(event.id(), lacking).await?;
-            }
-        }
+        let owned = app.clone();
+        let payers = app.env.blocking(move || Ok(payers::of_room(&owned.store.snapshot(), room)?)).await?;
+        let none = Budget::new(&app, Duration::ZERO, 0, 0);
+        let (left, mut began) = (std::mem::replace(&mut self.fetch.budget, none), None);
+        self.fetch.payers = payers;
+        // The future that fetches a state is large, and lies in the heap, so that whoever waits for it stays small on the stack.
+        let fetching = Box::pin(async {
+            let Some(claim) = gaps::claim_history(&app, room).await else { return Ok(None) };
+            began = Some(app.env.uptime());
+            // The time counts from when there is a place.
+            self.fetch.budget = Budget::new(&app, STATES_TAKE_MAX, STATE_REQUESTS_MAX, STATE_EVENTS_MAX);
+            self.fetched_states = true;
+            let fetched = self.fetch_state(event).await;
+            fetched.map(|sketch| Some((sketch, claim)))
+        });
+        let fetched = app.gaps.fetch_state(&app, (payers, &origin), fetching).await;
         self.fetch.budget = left;
-        let now = app.env.uptime();
-        app.gaps.fetched_state(room, self.origin.clone(), now, now.saturating_sub(began));
-        let sketch = match sketch {
-            Ok(sketch) => Arc::new(sketch),
-            Err(error @ (Error::Remote { .. } | Error::Busy { .. })) => {
+        if let Some(began) = began {
+            let now = app.env.uptime();
+            app.gaps.fetched_state(room, origin, now, now.saturating_sub(began));
+        }
+        let (sketch, _claim) = match fetched {
+            None | Some(Ok(None)) => return Ok(None),
+            Some(Ok(Some((sketch, claim)))) => (Arc::new(sketch), claim),
+            Some(Err(error @ (Error::Remote { .. } | Error::Busy { .. }))) => {
                 tracing::debug!(%room, event = %event.id(), %error, "the state before an event could not be fetched");
                 return Ok(None);
             }
-            Err(other) => return Err(other),
+            Some(Err(other)) => return Err(other),
         };
         let outcome = ingest::ingest_with(&app, room, event.clone(), sketch).await?;
         tracing::debug!(%room, event = %event.id(), ?outcome, "an event was judged by a state that was fetched");
         Ok(Some(outcome))
+    }
+
+    /// Fetches the state before an event, and the events that allow it.
+    async fn fetch_state(&mut self, event: &Received) -> Result<Sketch> {
+        let tip = StateRef::Main(require_row(&*self.app().store.snapshot(), self.fetch.num)?.state_tip);
+        let sketch = states::before(&mut self.fetch, event, tip).await?;
+        let lacking = self.fetch.list_unknown(event.event().auth.clone()).await?;
+        if !lacking.is_empty() {
+            self.fetch.bring_auth(event.id(), lacking).await?;
+        }
+        Ok(sketch)
     }
 }
 

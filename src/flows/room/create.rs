@@ -10,6 +10,7 @@ use ruma::{
 
 use crate::{
     accounts::Caller,
+    config::{self, EncryptNew},
     error::{Error, Refusal, Result},
     flows::{
         App,
@@ -42,12 +43,23 @@ pub(crate) struct Created {
 ///
 /// Users of other servers are left to be invited, because their servers take part in that.
 pub(crate) async fn create(app: &App, caller: &Caller, request: Request) -> Result<Created> {
+    make(app, caller, request, app.config.rooms.encrypt_new).await
+}
+
+/// Like [`create`], for a room that takes the place of another one. It is encrypted as the request says, whatever the settings say of new
+/// rooms, because encryption cannot be taken back from those who go over to it.
+pub(crate) async fn replacement(app: &App, caller: &Caller, request: Request) -> Result<Created> {
+    make(app, caller, request, EncryptNew::Off).await
+}
+
+async fn make(app: &App, caller: &Caller, request: Request, encrypt_new: EncryptNew) -> Result<Created> {
     let num = app.rooms.next_num(&app.store.view())?;
     let (owned, author) = (app.clone(), Author::from(caller));
     let plan = move || {
-        let (server, settings) = (owned.rooms.signer().server(), &owned.config.rooms);
+        let server = owned.rooms.signer().server();
+        let settings = config::Rooms { encrypt_new, ..owned.config.rooms.clone() };
         let source = Source::User(author.user);
-        let plan = Plan::of(&owned.env, server, settings, author, request)?;
+        let plan = Plan::of(&owned.env, server, &settings, author, request)?;
         owned.limits.take_more(Limit::Membership, source, plan.count_memberships())?;
         owned.limits.take_more(Limit::Send, source, plan.count_initial_state())?;
         plan.require_reachable(&*owned.store.snapshot(), server)?;

@@ -15,21 +15,25 @@ pub(crate) mod sweep;
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use ruma::{CanonicalJsonObject, api::error::ErrorKind, room_version_rules::RoomVersionRules};
+use ruma::{CanonicalJsonObject, UserId, api::error::ErrorKind, room_version_rules::RoomVersionRules};
 use tokio::sync::{OwnedMutexGuard, SemaphorePermit};
 
 use crate::{
+    accounts::users,
     env::Long,
     error::{Error, Refusal, Result},
     flows::{
-        App, commit, own_events,
+        App,
+        account::carry_over,
+        commit, jobs, own_events,
         policy_server::{self, Judged},
     },
-    ids::RoomNum,
+    ids::{RoomNum, UserNum},
     rooms::{
         self,
         build::Draft,
         change::{Change, Outcome, Received, Step, Taken},
+        event::StoredEvent,
         graph, members,
         policy::{self, Author},
         policy_server::PolicyServer,
@@ -38,7 +42,8 @@ use crate::{
         state::Sketch,
         turns::Pace,
     },
-    schema::event_types::MERGE,
+    schema::{event_types::MERGE, rooms::Membership},
+    store::timer::Timer,
 };
 
 /// One call takes in at most this many events (the specification's bound for a transaction).
@@ -79,6 +84,8 @@ struct Turn {
     stands_apart: bool,
     /// Whether the room is to be swept.
     wants_sweep: bool,
+    /// The jobs that follow from the joins of users of ours among these events, and are promised in their batch.
+    promised: Vec<Timer>,
 }
 
 /// Judges these events in their order and writes the outcomes; answers when these are durable and visible. An event whose
@@ -128,6 +135,7 @@ async fn take_all(app: &App, room: RoomNum, mut waiting: VecDeque<Coming>) -> Re
                 if turn.wants_sweep {
                     sweep::when_due(app, room);
                 }
+                turn.promised.into_iter().for_each(|promised| jobs::begin(app, Some(promised)));
                 if let Some(next) = waiting.front_mut() {
                     next.taken = turn.taken;
                 }
@@ -201,7 +209,14 @@ async fn take_turn(
             let loaded = loaded.as_deref().filter(|_| turn.outcomes.is_empty());
             let resolving = Resolving { loaded, ..owned.rooms.resolver().into() };
             match change.receive_with(&event, fetched.as_deref(), taken, resolving, now_ms)? {
-                Step::Done(outcome) => turn.outcomes.push(outcome),
+                Step::Done(outcome) => {
+                    if let Outcome::Accepted(stored) = &outcome
+                        && let Some(user) = find_newcomer(&owned, change, stored)?
+                    {
+                        turn.promised.extend(carry_over::promise(&owned, change, user)?);
+                    }
+                    turn.outcomes.push(outcome);
+                }
                 Step::Resolve(question, taken) => {
                     (turn.asks, turn.taken) = (Some(question), taken);
                     break;
@@ -228,6 +243,20 @@ async fn take_turn(
         Ok(turn)
     })
     .await
+}
+
+/// Finds the user of ours who has joined the room by an event that another server tells, or that it has let in.
+fn find_newcomer(app: &App, change: &Change, stored: &StoredEvent) -> Result<Option<UserNum>> {
+    if stored.membership() != Some(Membership::Join) {
+        return Ok(None);
+    }
+    let Some(name) = stored.row.state_key() else { return Ok(None) };
+    let Ok(user_id) = <&UserId>::try_from(&*name) else { return Ok(None) };
+    if *user_id.server_name() != app.config.server.name {
+        return Ok(None);
+    }
+    let Some(user) = users::find_num(&change.batch, user_id)? else { return Ok(None) };
+    Ok(members::is_joined(&change.batch, user, change.num)?.then_some(user))
 }
 
 /// A large resolution of a room, or a sweep, that is paced. Dropping this notes that it has ended.

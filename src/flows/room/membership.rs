@@ -119,7 +119,12 @@ pub(crate) async fn set(
 
 /// Leaves a room, or refuses an invitation to it. Nothing happens if the caller has left already.
 pub(crate) async fn leave(app: &App, caller: &Caller, num: RoomNum, reason: Option<String>) -> Result<()> {
-    let (owned, author) = (app.clone(), Author::from(caller));
+    leave_as(app, Author::from(caller), num, reason).await
+}
+
+/// Leaves a room for a user, as [`leave`] does.
+pub(crate) async fn leave_as(app: &App, author: Author, num: RoomNum, reason: Option<String>) -> Result<()> {
+    let owned = app.clone();
     own_events::in_room(app, num, move |change| {
         let user_id = &author.user_id;
         if change.state(MEMBER, user_id.as_str())?.is_none() {

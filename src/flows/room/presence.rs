@@ -10,12 +10,13 @@ use crate::{
         presence::{self, Outcome, Presence, ROOMS_MAX, STATUS_BYTES_MAX, elsewhere::Told},
     },
     delivery::servers,
+    env::Env,
     error::{Refusal, Result},
     flows::{App, sharing, write},
     ids::{DeviceNum, RoomNum, UserNum},
     rooms::members,
     store::{Fault, Snapshot},
-    sync::ephemeral::Board,
+    sync::{Ephemeral, ephemeral::Board},
 };
 
 /// At most this many users are shown as in the last run when the server starts.
@@ -283,15 +284,45 @@ async fn tell(app: &App, user: UserNum) -> Result<()> {
 fn tell_servers(app: &App, read: &Snapshot, user: UserNum) -> Result<()> {
     let told = app.ephemeral.read(|board| board.presence.find(user));
     let (true, Some(told)) = (app.config.federation.presence, told) else { return Ok(()) };
-    let now_ms = app.env.now_ms();
-    let told = servers::Told {
+    let told = told_at(told, app.env.now_ms());
+    app.delivery.presence(user, accounts::users::require(read, user)?.user_id, told);
+    Ok(())
+}
+
+/// A user's presence, as other servers are told of it at this time.
+fn told_at(told: Presence, now_ms: u64) -> servers::Told {
+    servers::Told {
         state: told.state.to_string(),
         is_active: told.is_active(now_ms),
         active_ms_ago: (told.last_active_ms > 0).then(|| now_ms.saturating_sub(told.last_active_ms)),
         status_msg: told.status_msg,
-    };
-    app.delivery.presence(user, accounts::users::require(read, user)?.user_id, told);
-    Ok(())
+    }
+}
+
+/// The presence of users, as the reader finds it that tells other servers of whom they come to share a room with.
+pub(crate) struct Shown {
+    env: Env,
+    ephemeral: Ephemeral,
+    are_shown: bool,
+}
+
+impl Shown {
+    pub(crate) fn of(app: &App) -> Self {
+        let are_shown = app.config.presence.enabled && app.config.federation.presence;
+        Self { env: app.env.clone(), ephemeral: app.ephemeral.clone(), are_shown }
+    }
+}
+
+impl servers::People for Shown {
+    fn presence(&self, user: UserNum) -> Option<servers::Told> {
+        let told = self.ephemeral.read(|board| board.presence.find(user)).filter(|_| self.are_shown)?;
+        // Those who are not told of somebody take them to be offline.
+        (told.state != PresenceState::Offline).then(|| told_at(told, self.env.now_ms()))
+    }
+
+    fn met(&self, other: &UserId, room: RoomNum) {
+        self.ephemeral.update(|board| board.elsewhere.came_into(other, room));
+    }
 }
 
 fn list_rooms(read: &Snapshot, user: UserNum) -> Result<Arc<[RoomNum]>, Fault> {

@@ -81,7 +81,7 @@ pub(crate) async fn upgrade(
     let (owned, by, room) = (app.clone(), caller.clone(), room.to_owned());
     let read = move || Old::read(&owned, &by, &room, version, &additional_creators);
     let old = app.env.blocking(read).await?;
-    let new = create::create(app, caller, old.request).await?.room_id;
+    let new = create::replacement(app, caller, old.request).await?.room_id;
     let canonical = match replace(app, caller, old.num, &new).await {
         Ok(canonical) => canonical,
         Err(why) => {

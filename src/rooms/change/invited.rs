@@ -2,14 +2,16 @@
 //! of them, and no server has more than a part. Each has a row of its own by which it is counted, so that a count reads
 //! nothing of what the invitations tell.
 //!
-//! Where a user has as many as may be, a new one is taken in the place of another: of a server that shares no room with the user, if the
-//! inviter's server does; or else of the server that has most, if that has more than the new one's will. So a few servers that
-//! invite as often as they may shut nobody out.
+//! Where a user has as many as may be, a new one is taken in the place of another, so that nobody shuts others out, however many names of
+//! servers they have (`docs/decisions/invitations-make-room.md`).
 
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
 };
+
+use ruma::ServerName;
 
 use crate::{
     ids::{Position, RoomNum, UserNum},
@@ -23,9 +25,11 @@ const OF_USER_MAX: usize = 1_000;
 /// At most this many of them are by users of one server.
 const OF_SERVER_MAX: usize = 200;
 
-/// Look at most at this many servers for one that gives way because it shares no room with the user.
-const GIVING_WAY_MAX: usize = 8;
-/// Look at most at this many rooms of a user for a server that shares one.
+/// Where all servers share a room with the user, look at most at this many of them, and at as many invitations of each.
+const NEAR_MAX: usize = 3;
+/// Looking for an invitation that gives way takes about this many reads at most.
+const READS_MAX: usize = 20_000;
+/// Look at most at this many rooms of a user for somebody who shares one.
 const ROOMS_MAX: usize = 1_000;
 
 /// Whether one invitation more may wait for a user.
@@ -77,31 +81,106 @@ pub fn judge(
     find_giving_way(read, (user, server), by_server)
 }
 
-/// Finds the invitation that gives way to one more of this server: the oldest of the server that has most.
+/// The invitations that wait by users of one server, oldest first.
+struct OfServer {
+    server: String,
+    source: Source,
+    oldest: (Position, RoomNum),
+    rooms: BTreeSet<(Position, RoomNum)>,
+}
+
+/// Finds the invitation that gives way to one more of this server. It is one of a server that shares no room with the user: the oldest
+/// of the source of which most wait, or of the new one's own where none has more. Where there is none, and the new one's server shares a
+/// room, it is one of the server that has most, if that has more than this one then, and only by somebody who is in no room with the user.
 fn find_giving_way(
     read: &(impl Read + ?Sized),
     (user, server): (UserNum, &str),
-    mut by_server: BTreeMap<String, BTreeSet<(Position, RoomNum)>>,
+    by_server: BTreeMap<String, BTreeSet<(Position, RoomNum)>>,
 ) -> Result<Admission, Fault> {
-    let own = by_server.remove(server).map_or(0, |rooms| rooms.len());
-    let mut servers: Vec<_> = by_server.into_iter().collect();
-    servers.sort_by_key(|(_, rooms)| Reverse(rooms.len()));
+    let mut by_source = BTreeMap::<Source, (usize, (Position, RoomNum))>::new();
+    let mut servers = Vec::with_capacity(by_server.len());
+    for (server, rooms) in by_server {
+        let (source, Some(oldest)) = (Source::of(&server), rooms.first().copied()) else { continue };
+        let of_source = by_source.entry(source.clone()).or_insert((0, oldest));
+        *of_source = (of_source.0 + rooms.len(), of_source.1.min(oldest));
+        servers.push(OfServer { server, source, oldest, rooms });
+    }
+    let own = Source::of(server);
+    let own_count = by_source.get(&own).map_or(0, |(count, _)| *count);
+    // Sources that have more than the new one's come first, and among those that have as many the one with the oldest invitation.
+    servers.sort_by_cached_key(|of| {
+        let (count, oldest) = by_source.get(&of.source).copied().unwrap_or((0, of.oldest));
+        let rank = if count > own_count { 0 } else { 1 + usize::from(of.source != own) };
+        (rank, Reverse(count), oldest, of.oldest)
+    });
     let rooms: Vec<RoomNum> = members::list_joined_rooms(read, user)?.into_iter().take(ROOMS_MAX).collect();
+    let looks = READS_MAX / rooms.len().max(1);
     let is_near = is_among(read, &rooms, server)?;
-    let mut largest = None;
-    for (other, of_other) in servers.into_iter().take(GIVING_WAY_MAX) {
-        let has_more = of_other.len() > own + 1;
-        if !is_near && !has_more {
+    let mut near = Vec::new();
+    for of in servers.into_iter().take(looks.max(1)) {
+        if !is_near
+            && of.source != own
+            && by_source.get(&of.source).is_none_or(|(count, _)| *count <= own_count)
+        {
             break;
         }
-        let Some((_, oldest)) = of_other.first() else { continue };
-        match (is_near, is_among(read, &rooms, &other)?) {
-            (_, false) => return Ok(Admission::InPlaceOf(*oldest, other)),
-            (true, true) if has_more && largest.is_none() => largest = Some((*oldest, other)),
-            (true | false, true) => {}
+        if !is_among(read, &rooms, &of.server)? {
+            return Ok(Admission::InPlaceOf(of.oldest.1, of.server));
+        }
+        near.push(of);
+    }
+    if !is_near {
+        return Ok(Admission::Full);
+    }
+    let own_count = near.iter().find(|of| of.server == server).map_or(0, |of| of.rooms.len());
+    near.retain(|of| of.server != server && of.rooms.len() > own_count + 1);
+    near.sort_by_key(|of| (Reverse(of.rooms.len()), of.oldest));
+    for of in near.into_iter().take(NEAR_MAX) {
+        for (_, room) in of.rooms.iter().take(NEAR_MAX) {
+            if !is_by_company(read, &rooms, (user, *room))? {
+                return Ok(Admission::InPlaceOf(*room, of.server));
+            }
         }
     }
-    Ok(largest.map_or(Admission::Full, |(room, server)| Admission::InPlaceOf(room, server)))
+    Ok(Admission::Full)
+}
+
+/// Whether an invitation is by somebody who is in one of these rooms.
+fn is_by_company(
+    read: &(impl Read + ?Sized),
+    rooms: &[RoomNum],
+    (user, room): (UserNum, RoomNum),
+) -> Result<bool, Fault> {
+    let Some(Json(row)) = schema::OUTSIDE.get(read, (room, user))? else { return Ok(false) };
+    for inviter in inviters(&row) {
+        let Some(server) = event::server_of(inviter) else { continue };
+        for shared in rooms {
+            if members::has_known_members(read, *shared, server)?
+                && members::is_user_joined(read, *shared, inviter)?
+            {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}
+
+/// The part of a server's name that its owner does not have for nothing: the last two labels, or the network of an address.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Source(String);
+
+impl Source {
+    fn of(server: &str) -> Self {
+        let host = <&ServerName>::try_from(server).map_or(server, ServerName::host);
+        if let Ok(address) = host.trim_matches(['[', ']']).parse::<IpAddr>() {
+            return Self(match address {
+                IpAddr::V4(address) => format!("{}/24", address.to_bits() >> 8),
+                IpAddr::V6(address) => format!("{}/48", address.to_bits() >> 80),
+            });
+        }
+        let start = host.rmatch_indices('.').nth(1).map_or(0, |(dot, _)| dot + 1);
+        Self(host.get(start..).unwrap_or(host).to_ascii_lowercase())
+    }
 }
 
 /// Whether a server has somebody in one of these rooms.
@@ -271,9 +350,24 @@ mod tests {
         for room in 0..OF_USER_MAX as u64 {
             write(&store, |batch| invite(batch, room, &format!("s{room:04}.example")));
         }
-        assert_eq!(judge("new.example"), Admission::Full, "nobody has more than it would");
-        assert_eq!(judge("named.example"), Admission::Full);
-        assert_eq!(judge("near.example"), Admission::InPlaceOf(RoomNum(0), "s0000.example".to_owned()));
+        let oldest = Admission::InPlaceOf(RoomNum(0), "s0000.example".to_owned());
+        for server in ["new.example", "named.example", "near.example"] {
+            assert_eq!(
+                judge(server),
+                oldest,
+                "{server}: whoever has as many names as may wait keeps nobody out"
+            );
+        }
+        let own = Admission::InPlaceOf(RoomNum(7), "s0007.example".to_owned());
+        assert_eq!(judge("s0007.example"), own, "whoever comes again gives way to oneself");
+        assert_eq!(judge("x.s0007.example:8448"), own, "by whatever name");
+        // Most wait of names that cost nothing, and one of those gives way, not the oldest of all.
+        for room in 500..600 {
+            write(&store, |batch| invite(batch, room, &format!("n{room}.evil.example")));
+        }
+        let of_many = Admission::InPlaceOf(RoomNum(500), "n500.evil.example".to_owned());
+        assert_eq!(judge("new.example"), of_many);
+        assert_eq!(judge("n9999.evil.example"), of_many);
         // Those that are near hold all, one of them nearly all of it.
         for room in 0..OF_USER_MAX as u64 {
             let server = match room {
@@ -288,5 +382,21 @@ mod tests {
         assert_eq!(judge("new.example"), Admission::Full, "strangers push nobody out who is nearer");
         assert_eq!(judge("near.example"), Admission::Full, "it has its part");
         assert_eq!(judge("next.example"), Admission::InPlaceOf(RoomNum(0), "near.example".to_owned()));
+    }
+
+    #[test]
+    fn a_source_is_what_a_name_costs() {
+        let of = |server| Source::of(server).0;
+        for (one, other) in [
+            ("a.b.evil.example", "evil.example:8448"),
+            ("x.EVIL.example", "evil.example"),
+            ("192.0.2.1", "192.0.2.77:8448"),
+            ("[2001:db8:1:2::1]", "[2001:db8:1:3::1]:8448"),
+        ] {
+            assert_eq!(of(one), of(other));
+        }
+        assert_ne!(of("192.0.2.1"), of("192.0.3.1"));
+        assert_ne!(of("evil.example"), of("honest.example"));
+        assert_eq!(of("localhost"), "localhost");
     }
 }

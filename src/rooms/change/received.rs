@@ -11,6 +11,7 @@
 
 mod apart;
 mod fill;
+mod foreign;
 mod gate;
 mod presume;
 mod recommended;
@@ -26,6 +27,7 @@ use std::{
 
 pub use apart::Reunion;
 pub use fill::{Backfill, Before, FILLED_AT_ONCE_MAX, Filling, Older};
+pub use foreign::list_ids_elsewhere;
 pub use gate::Received;
 use recommended::Recommendation;
 pub use revise::{Completion, Revision};

@@ -70,3 +70,8 @@ pub(crate) async fn take_outliers(
 pub(crate) async fn reject_by_auth(app: &App, room: RoomNum, event: Received) -> Result<Outcome> {
     commit::in_room(app, room, move |change| change.reject_by_auth(&event)).await
 }
+
+/// Keeps an event as a rejected outlier, because one that it names among those that allow it is of another room.
+pub(crate) async fn reject_for_other_room(app: &App, room: RoomNum, event: Received) -> Result<Outcome> {
+    commit::in_room(app, room, move |change| change.reject_for_other_room(&event)).await
+}

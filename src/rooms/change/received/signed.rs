@@ -232,7 +232,7 @@ fn misfit(error: &dyn std::fmt::Display) -> Refusal {
 }
 
 /// Writes an event as canonical JSON, without `unsigned`, which is nobody's word.
-fn canonical(json: &[u8], version: u8) -> Result<String, Refusal> {
+pub(super) fn canonical(json: &[u8], version: u8) -> Result<String, Refusal> {
     let strict = serde_json::from_slice::<CanonicalJsonObject>(json);
     match strict {
         Ok(mut event) => {
