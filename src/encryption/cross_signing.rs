@@ -13,12 +13,17 @@ use std::ops::Bound;
 
 use bytes::Bytes;
 use federation::keys::PublicKey;
-use ruma::{DeviceId, OwnedDeviceId, OwnedUserId, UserId};
+use ruma::{
+    DeviceId, OwnedDeviceId, OwnedUserId, UserId,
+    serde::{Base64, base64::Standard},
+};
+use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
 
 use crate::{
     accounts::devices,
     encryption::{keys::Owner, signatures::Signable},
-    error::{Refusal, Result},
+    error::{Error, Refusal, Result},
     ids::{DeviceNum, Position, UserNum},
     schema::{
         self,
@@ -365,6 +370,29 @@ pub fn sign_device(
     Ok(true)
 }
 
+/// Takes the signature of the user's self-signing key that the identity keys of a device bring along, if it is right; otherwise it is left out.
+/// Answers whether it is new. The caller holds the user's lock, and has stored the identity keys.
+pub fn take_signature(
+    batch: &mut Batch,
+    (owner, user_id): (Owner, &UserId),
+    device_keys: &RawValue,
+) -> Result<bool> {
+    let by = find_key(batch, owner.0, Usage::SelfSigning)?;
+    let object = Signable::parse(device_keys.get().as_bytes());
+    let (Some(by), Some(object)) = (by, object) else { return Ok(false) };
+    if object.find_signature(user_id.as_str(), &by.key_id()).is_none() {
+        return Ok(false);
+    }
+    let keys = SigningKeys { self_signing: Some(by), ..SigningKeys::default() };
+    match sign_device(batch, (owner, user_id), &keys, &object) {
+        Err(Error::Refused(why)) => {
+            tracing::debug!(user = %owner.0, device = %owner.1, %why.message, "a signature over uploaded keys is left out");
+            Ok(false)
+        }
+        taken => taken,
+    }
+}
+
 /// Takes signatures of the user's devices over their master key. Answers whether one is new; those that are right are taken even where
 /// another is wrong, which the second answer says. The caller holds the user's lock. Errors: 400 `M_INVALID_PARAM` for another key than
 /// the master key, `M_INVALID_SIGNATURE` where no signature is right, 413 `M_TOO_LARGE` for too many.
@@ -410,7 +438,7 @@ pub fn sign_user(
     };
     let key_id = by.key_id();
     let signature = object.find_signature(user_id.as_str(), &key_id).unwrap_or_default().to_owned();
-    let row = SignedUserRow { master_key: master.public.clone(), key_id, signature };
+    let row = SignedUserRow { digest: Some(digest(&master.object)), key_id, signature };
     if find_signed_user(batch, user, of)?.is_some_and(|before| before == row) {
         return Ok(false);
     }
@@ -449,17 +477,31 @@ pub fn find_shown(
     Ok(Some(key))
 }
 
-/// Adds the signature that a user has made of the master key of another one, for this user alone to see.
+/// A digest of what a signature of an object covers.
+fn digest(object: &Signable) -> String {
+    Base64::<Standard, _>::new(Sha256::digest(object.signed_part().as_str())).encode()
+}
+
+/// Adds the signature that a user has made of the master key of another one, for this user alone to see. It is about what was signed: a key
+/// that its user uploaded with other fields is another thing, under the same public half too.
 pub fn add_own_signature(
     read: &(impl Read + ?Sized),
     (user, user_id): (UserNum, &UserId),
     of: &UserId,
     master: &mut Signable,
 ) -> Result<(), Fault> {
-    if let Some(row) = find_signed_user(read, user, of)?
-        && master.keys().any(|(_, public)| public == row.master_key)
-    {
-        master.add_signature(user_id.as_str(), &row.key_id, &row.signature);
+    let Some(row) = find_signed_user(read, user, of)? else { return Ok(()) };
+    let signed = || {
+        let mut signed = master.clone();
+        signed.add_signature(user_id.as_str(), &row.key_id, &row.signature);
+        signed
+    };
+    let is_right = match &row.digest {
+        Some(of_signed) => *of_signed == digest(master),
+        None => find_key(read, user, Usage::UserSigning)?.is_some_and(|by| by.has_signed(user_id, &signed())),
+    };
+    if is_right {
+        *master = signed();
     }
     Ok(())
 }

@@ -11,16 +11,25 @@ use crate::{
     store::{Batch, Fault, Guard, NotAccepted, Store},
 };
 
-/// A batch deals with at most this many devices or users.
-const AT_ONCE: usize = 500;
+/// A batch deals with at most this many users.
+const USERS_AT_ONCE: usize = 500;
+/// A batch takes no further device once it writes this many rows of keys; a device has at most 1,000.
+const ROWS_AT_ONCE: usize = 500;
 
-/// Deletes every one-time key, marks every fallback key as used, and announces the devices of every local user. Devices upload
+/// Treats every one-time key as given, marks every fallback key as used, and announces the devices of every local user. Devices upload
 /// new keys when they are told that none is left.
 pub fn begin(store: &Store) -> Result<(), Fault> {
     let snapshot = store.snapshot();
-    let owners = keys::list_owners(&*snapshot)?;
-    for some in owners.chunks(AT_ONCE) {
-        commit(store, |batch| some.iter().try_for_each(|owner| keys::treat_all_as_given(batch, *owner)))?;
+    let mut owners = keys::list_owners(&*snapshot)?.into_iter().peekable();
+    while owners.peek().is_some() {
+        commit(store, |batch| {
+            let mut rows = 0;
+            while let Some((owner, one_time)) = owners.next_if(|_| rows < ROWS_AT_ONCE) {
+                keys::treat_all_as_given(batch, owner)?;
+                rows += one_time + 2;
+            }
+            Ok(())
+        })?;
     }
     let users: Vec<(UserNum, ruma::OwnedUserId)> = schema::USERS
         .prefix::<()>(&*snapshot, (), crate::store::Direction::Up)?
@@ -29,7 +38,7 @@ pub fn begin(store: &Store) -> Result<(), Fault> {
             Ok((user, row.user_id))
         })
         .collect::<Result<_, Fault>>()?;
-    for some in users.chunks(AT_ONCE) {
+    for some in users.chunks(USERS_AT_ONCE) {
         commit(store, |batch| {
             some.iter()
                 .try_for_each(|(user, user_id)| device_lists::changed(batch, *user, user_id, &[]).map(drop))

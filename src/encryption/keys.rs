@@ -74,10 +74,12 @@ pub fn check_device_keys(keys: &RawValue, user_id: &UserId, device_id: &DeviceId
 /// Stores the identity keys of a device, and answers whether others must ask for them again. The caller holds the user's lock.
 ///
 /// A device that has new keys under its old id cannot use one-time and fallback keys that were made for the old ones. These
-/// are deleted, so that nobody begins a session that the device cannot read.
+/// are deleted, so that nobody begins a session that the device cannot read. Which keys were given is still known.
 pub fn put_device_keys(batch: &mut Batch, owner: Owner, keys: &RawValue) -> Result<bool, Fault> {
     if let Some(before) = schema::DEVICE_KEYS.get(batch, owner)? {
-        let (before, now) = (parse(&before), parse(keys.get().as_bytes()));
+        let (mut before, mut now) = (parse(&before), parse(keys.get().as_bytes()));
+        keep_own_signature(&mut before);
+        keep_own_signature(&mut now);
         if without(&before, &["unsigned"]) == without(&now, &["unsigned"]) {
             return Ok(false);
         }
@@ -93,6 +95,18 @@ pub fn put_device_keys(batch: &mut Batch, owner: Owner, keys: &RawValue) -> Resu
 /// Reads a key as JSON. Other bytes were refused when they came; should there be any, they are equal only to themselves.
 fn parse(key: &[u8]) -> Value {
     serde_json::from_slice(key).unwrap_or_else(|_| Value::String(String::from_utf8_lossy(key).into_owned()))
+}
+
+/// Takes all signatures out of identity keys but the device's own. A user's other keys sign by requests of their own, which are judged; whatever
+/// else stands there is a word that nobody here can vouch for.
+fn keep_own_signature(keys: &mut Value) {
+    let text = |field: &str| keys.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let (user_id, device_id) = (text("user_id"), text("device_id"));
+    let Some(signatures) = keys.get_mut("signatures").and_then(Value::as_object_mut) else { return };
+    signatures.retain(|by, _| *by == user_id);
+    if let Some(own) = signatures.get_mut(&user_id).and_then(Value::as_object_mut) {
+        own.retain(|key_id, _| key_id.split_once(':').is_some_and(|(_, of)| of == device_id));
+    }
 }
 
 /// The key without these fields, for a comparison.
@@ -122,27 +136,71 @@ fn digest(key: &[u8]) -> Bytes {
     Bytes::copy_from_slice(&Sha256::digest(unsigned(key).to_string()))
 }
 
+/// Deletes the keys of a device that may still be given. What was given stays known, because the device may take its old identity again.
 fn delete_one_time_and_fallback(batch: &mut Batch, owner: Owner) -> Result<(), Fault> {
-    if !schema::KEY_COUNTS.contains(batch, owner)? {
-        return Ok(());
-    }
+    let Some(Json(counts)) = schema::KEY_COUNTS.get(batch, owner)? else { return Ok(()) };
     schema::ONE_TIME_KEYS.delete_prefix::<Owner>(batch, owner);
-    schema::GIVEN_KEYS.delete_prefix::<Owner>(batch, owner);
     schema::FALLBACK_KEYS.delete_prefix::<Owner>(batch, owner);
-    schema::KEY_COUNTS.put(batch, owner, &Json(KeyCounts::default()));
+    let counts = KeyCounts { given: counts.given, ..KeyCounts::default() };
+    schema::KEY_COUNTS.put(batch, owner, &Json(counts));
     batch.position(&LogEntry::Device { user: owner.0 });
     Ok(())
 }
 
-/// The identity keys of a device, with the name that its owner gave it and the signature of its user's self-signing key.
+/// Deletes the one-time and fallback keys of a device that are not to be kept; `is_kept` sees the algorithm and the JSON of a key. The device
+/// learns from the counts that it has to upload others. The caller holds the user's lock.
+pub fn retain(batch: &mut Batch, owner: Owner, is_kept: impl Fn(&str, &[u8]) -> bool) -> Result<(), Fault> {
+    let mut counts = counts(batch, owner)?;
+    let one_time = schema::ONE_TIME_KEYS.prefix::<Owner>(batch, owner, Direction::Up)?;
+    let one_time = one_time.collect::<Result<Vec<_>, _>>()?;
+    let fallback = schema::FALLBACK_KEYS.prefix::<Owner>(batch, owner, Direction::Up)?;
+    let fallback = fallback.collect::<Result<Vec<_>, _>>()?;
+    let mut deleted = 0;
+    for ((user, device, algorithm, position, id), key) in one_time {
+        if !is_kept(&algorithm, &key) {
+            schema::ONE_TIME_KEYS.delete(batch, (user, device, algorithm.as_str(), position, id.as_str()));
+            count_down(&mut counts, &algorithm);
+            deleted += 1;
+        }
+    }
+    for ((user, device, algorithm), Json(row)) in fallback {
+        if !is_kept(&algorithm, row.key.as_bytes()) {
+            schema::FALLBACK_KEYS.delete(batch, (user, device, algorithm.as_str()));
+            counts.unused_fallback.remove(&algorithm);
+            deleted += 1;
+        }
+    }
+    if deleted > 0 {
+        tracing::debug!(user = %owner.0, device = %owner.1, deleted, "keys that the device should have signed are deleted");
+        schema::KEY_COUNTS.put(batch, owner, &Json(counts));
+        batch.position(&LogEntry::Device { user: owner.0 });
+    }
+    Ok(())
+}
+
+/// Counts one key of an algorithm less. No algorithm is named of which nothing is left, for a device may think of ever new ones.
+fn count_down(counts: &mut KeyCounts, algorithm: &str) {
+    if let Some(left) = counts.one_time.get_mut(algorithm) {
+        *left = left.saturating_sub(1);
+        if *left == 0 {
+            counts.one_time.remove(algorithm);
+        }
+    }
+}
+
+/// The identity keys of a device with its own signature, the name that its owner gave it, and the signature of its user's self-signing key as
+/// that was judged.
 pub fn find_device_keys(
     read: &(impl Read + ?Sized),
     (user_id, owner): (&UserId, Owner),
     display_name: Option<&str>,
 ) -> Result<Option<Value>, Fault> {
     let Some(keys) = schema::DEVICE_KEYS.get(read, owner)? else { return Ok(None) };
-    let mut shown = show(&keys, display_name)?;
-    if let Some(Json(SignatureRow { key_id, signature })) = schema::DEVICE_SIGNED.get(read, owner)? {
+    let mut shown = Value::Object(show(&keys, display_name)?);
+    keep_own_signature(&mut shown);
+    if let (Some(shown), Some(Json(SignatureRow { key_id, signature }))) =
+        (shown.as_object_mut(), schema::DEVICE_SIGNED.get(read, owner)?)
+    {
         // Both are objects, as was checked when the keys came.
         let all = shown.entry("signatures").or_insert_with(|| Value::Object(Map::new())).as_object_mut();
         let of_user = all.map(|all| all.entry(user_id.as_str()).or_insert_with(|| Value::Object(Map::new())));
@@ -150,7 +208,7 @@ pub fn find_device_keys(
             of_user.insert(key_id, signature.into());
         }
     }
-    Ok(Some(Value::Object(shown)))
+    Ok(Some(shown))
 }
 
 /// The identity keys of a device that stand in a row, with the name that its owner gave it.
@@ -306,9 +364,7 @@ pub fn claim(batch: &mut Batch, owner: Owner, algorithm: &str) -> Result<Option<
         schema::ONE_TIME_KEYS.delete(batch, at);
         schema::GIVEN_KEYS.put(batch, at, &digest(&key));
         let mut counts = counts(batch, owner)?;
-        if let Some(left) = counts.one_time.get_mut(algorithm) {
-            *left = left.saturating_sub(1);
-        }
+        count_down(&mut counts, algorithm);
         counts.given += 1;
         schema::KEY_COUNTS.put(batch, owner, &Json(counts));
         batch.position(&LogEntry::Device { user: owner.0 });
@@ -335,18 +391,29 @@ pub fn sweep(batch: &mut Batch, user: UserNum, (first, last): (DeviceNum, Device
     schema::KEY_COUNTS.delete_below::<Owner, Owner>(batch, low, high);
 }
 
-/// All devices that keep keys here.
-pub fn list_owners(read: &(impl Read + ?Sized)) -> Result<Vec<Owner>, Fault> {
+/// All devices that keep keys here, with the number of one-time keys that each has left.
+pub fn list_owners(read: &(impl Read + ?Sized)) -> Result<Vec<(Owner, usize)>, Fault> {
     let rows = schema::KEY_COUNTS.prefix::<()>(read, (), Direction::Up)?;
-    rows.map(|row| row.map(|(owner, _)| owner)).collect()
+    let rows = rows.map(|row| {
+        let (owner, Json(counts)) = row?;
+        Ok((owner, counts.one_time.values().sum::<u64>() as usize))
+    });
+    rows.collect()
 }
 
-/// Treats all keys that this device has uploaded as given, because some may have been: its one-time keys are deleted, and its
-/// fallback keys count as used.
+/// Treats all keys that this device has uploaded as given, because some may have been: its one-time keys are known as those that were, so
+/// that none is taken when its upload is repeated, and its fallback keys count as used.
 pub fn treat_all_as_given(batch: &mut Batch, owner: Owner) -> Result<(), Fault> {
-    schema::ONE_TIME_KEYS.delete_prefix::<(UserNum, DeviceNum)>(batch, owner);
+    let rows = schema::ONE_TIME_KEYS.prefix::<Owner>(batch, owner, Direction::Up)?;
+    let rows = rows.collect::<Result<Vec<_>, _>>()?;
     let mut counts = counts(batch, owner)?;
-    counts.one_time.values_mut().for_each(|left| *left = 0);
+    counts.given += rows.len() as u64;
+    for ((user, device, algorithm, position, id), key) in rows {
+        let at = (user, device, algorithm.as_str(), position, id.as_str());
+        schema::GIVEN_KEYS.put(batch, at, &digest(&key));
+    }
+    schema::ONE_TIME_KEYS.delete_prefix::<Owner>(batch, owner);
+    counts.one_time.clear();
     counts.unused_fallback.clear();
     schema::KEY_COUNTS.put(batch, owner, &Json(counts));
     batch.position(&LogEntry::Device { user: owner.0 });

@@ -1,4 +1,5 @@
-//! Judges the keys that a device uploads: whether they are its own, and whether its key has signed them.
+//! The keys that a device uploads together: whether they are its own, and whether its key has signed them. A client uploads them for its own
+//! device, or with a dehydrated one that it leaves behind; both are judged here.
 //!
 //! A device that speaks Olm or Megolm has an ed25519 key, which signs its identity keys and its one-time and fallback keys. A signature
 //! that the device claims and that is wrong is refused. Identity keys without a signature of their device are kept, because they claim
@@ -11,19 +12,101 @@ use serde_json::value::RawValue;
 
 use crate::{
     encryption::{
-        keys::{self, Keys, Owner},
+        cross_signing::{self, Told},
+        keys::{self, Keys, ONE_TIME_KEYS_MAX, Owner},
         signatures::{Signable, key_id},
     },
     error::{Refusal, Result},
     schema,
-    store::{Fault, Read},
+    store::{Batch, Fault, Read},
 };
 use federation::keys::PublicKey;
 
+/// An upload has at most this many one-time keys: as many as a device keeps here.
+const UPLOADED_MAX: usize = ONE_TIME_KEYS_MAX as usize;
 /// The algorithms whose devices sign with ed25519. How keys of other algorithms sign, a server cannot know.
 const SIGNING_ALGORITHMS: [&str; 2] = ["m.olm.v1.curve25519-aes-sha2", "m.megolm.v1.aes-sha2"];
 /// The algorithm of one-time and fallback keys that are signed by their device.
 const SIGNED_CURVE25519: &str = "signed_curve25519";
+
+/// The keys that a device uploads together.
+#[derive(Clone, Debug, Default)]
+pub struct Upload {
+    /// The identity keys of the device, if it sends some.
+    pub device_keys: Option<Box<RawValue>>,
+    /// The keys of which each is given to one other device only.
+    pub one_time_keys: Keys,
+    /// The keys that are given when no one-time keys are left.
+    pub fallback_keys: Keys,
+}
+
+impl Upload {
+    /// Whether there are keys in it that are judged by the identity keys which the device uploaded before.
+    pub fn is_of_known_device(&self) -> bool {
+        let is_empty = self.one_time_keys.is_empty() && self.fallback_keys.is_empty();
+        self.device_keys.is_none() && !is_empty
+    }
+
+    /// Refuses keys that are not the device's, or that it should have signed and has not. Answers the key by which that was judged, which
+    /// `find_known` finds where the upload has no identity keys. Errors: 400 `M_BAD_JSON`, `M_INVALID_PARAM`, `M_INVALID_SIGNATURE`; 413
+    /// `M_TOO_LARGE`.
+    pub fn judge(
+        &self,
+        (user_id, device_id): (&UserId, &DeviceId),
+        find_known: impl FnOnce() -> Result<Option<Prover>, Fault>,
+    ) -> Result<Option<Prover>> {
+        // A thousand signatures are checked, and no more.
+        for (count, of_what) in
+            [(self.one_time_keys.len(), "one-time keys"), (self.fallback_keys.len(), "fallback keys")]
+        {
+            if count > UPLOADED_MAX {
+                let why = format!("A request uploads at most {UPLOADED_MAX} {of_what}.");
+                return Err(Refusal::too_large(why).into());
+            }
+        }
+        let prover = match &self.device_keys {
+            Some(device_keys) => check_device_keys(device_keys, user_id, device_id)?,
+            None if self.is_of_known_device() => find_known()?,
+            None => None,
+        };
+        if let Some(prover) = &prover {
+            prover.check(&self.one_time_keys)?;
+            prover.check(&self.fallback_keys)?;
+        }
+        Ok(prover)
+    }
+
+    /// Stores keys that were judged. Answers who is to be told of it. The caller holds the user's lock.
+    ///
+    /// A device that begins to sign is held to it from then on, so that keys which came before and lack its signature are given to nobody. A
+    /// right signature of the self-signing key that identity keys bring along is taken as if it had come by itself.
+    pub fn put(
+        &self,
+        batch: &mut Batch,
+        owner: Owner,
+        (user_id, device_id): (&UserId, &DeviceId),
+    ) -> Result<Told> {
+        let mut told = Told::default();
+        if let Some(device_keys) = &self.device_keys {
+            let before = find_prover(batch, owner, (user_id, device_id))?;
+            let mut is_changed = keys::put_device_keys(batch, owner, device_keys)?;
+            if is_changed {
+                let now = find_prover(batch, owner, (user_id, device_id))?;
+                if let Some(prover) = now.filter(|now| before.as_ref() != Some(now)) {
+                    keys::retain(batch, owner, |algorithm, key| prover.accepts(algorithm, key))?;
+                }
+                told.signing_keys = cross_signing::revise_device(batch, owner, (user_id, device_id))?;
+            }
+            is_changed |= cross_signing::take_signature(batch, (owner, user_id), device_keys)?;
+            if is_changed {
+                told.devices.push(device_id.to_owned());
+            }
+        }
+        keys::put_one_time_keys(batch, owner, &self.one_time_keys)?;
+        keys::put_fallback_keys(batch, owner, &self.fallback_keys)?;
+        Ok(told)
+    }
+}
 
 /// The ed25519 key of a device, which has signed the identity keys in which it stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,10 +118,10 @@ pub struct Prover {
 
 impl Prover {
     /// Refuses one-time or fallback keys of which this device should have signed some and has not: 400 `M_INVALID_SIGNATURE`.
-    pub fn check(&self, keys: &Keys) -> Result<()> {
+    fn check(&self, keys: &Keys) -> Result<()> {
         for (id, key) in keys {
-            let is_signed = id.split_once(':').is_some_and(|(algorithm, _)| algorithm == SIGNED_CURVE25519);
-            if is_signed && !self.has_signed(key) {
+            let algorithm = id.split_once(':').map_or("", |(algorithm, _)| algorithm);
+            if !self.accepts(algorithm, key.get().as_bytes()) {
                 let why = format!("`{id}` must have a signature of the device that it is uploaded for.");
                 return Err(Refusal::invalid_signature(why).into());
             }
@@ -46,15 +129,16 @@ impl Prover {
         Ok(())
     }
 
-    fn has_signed(&self, key: &RawValue) -> bool {
-        let read = Signable::parse(key.get().as_bytes());
-        read.is_some_and(|read| read.is_signed_by(self.user_id.as_str(), &self.key_id, &self.key))
+    /// Whether this device has signed a one-time or fallback key, or need not.
+    fn accepts(&self, algorithm: &str, key: &[u8]) -> bool {
+        let has_signed = |read: Signable| read.is_signed_by(self.user_id.as_str(), &self.key_id, &self.key);
+        algorithm != SIGNED_CURVE25519 || Signable::parse(key).is_some_and(has_signed)
     }
 }
 
 /// Refuses identity keys that a device cannot upload. Answers the key with which it has signed them, if it has. Errors: 400
 /// `M_BAD_JSON`, `M_INVALID_PARAM` for those of another device, `M_INVALID_SIGNATURE` for a wrong signature of its own; 413 `M_TOO_LARGE`.
-pub fn check_device_keys(keys: &RawValue, user_id: &UserId, device_id: &DeviceId) -> Result<Option<Prover>> {
+fn check_device_keys(keys: &RawValue, user_id: &UserId, device_id: &DeviceId) -> Result<Option<Prover>> {
     keys::check_device_keys(keys, user_id, device_id)?;
     let Some(read) = Signable::parse(keys.get().as_bytes()) else {
         return Err(Refusal::bad_json("`device_keys` holds something that cannot be signed.").into());

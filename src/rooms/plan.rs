@@ -38,6 +38,8 @@ use crate::{
 
 /// A request sets at most this many events of `initial_state`; a client that sets up a room needs some dozens.
 const INITIAL_STATE_MAX: usize = 1_000;
+/// The join rule of rooms that everybody may enter.
+const PUBLIC: &str = "public";
 /// The algorithm of rooms that the server has encrypted.
 const ALGORITHM: &str = "m.megolm.v1.aes-sha2";
 /// The key in a create event's content that makes it different from all others.
@@ -116,14 +118,6 @@ impl Plan {
         };
         let creation = request.creation_content.map(|content| object(content.json().get())).transpose()?;
         plan.create = plan.create_content(env, creation.unwrap_or_default(), &wanted)?;
-        // A space has no messages, and clients that do not encrypt could not add rooms to it.
-        let is_space = plan.create.get("type").and_then(CanonicalJsonValue::as_str) == Some(SPACE);
-        plan.encrypts = !is_space
-            && match settings.encrypt_new {
-                EncryptNew::Off => false,
-                EncryptNew::Invite => plan.preset != RoomPreset::PublicChat,
-                EncryptNew::All => true,
-            };
         let levels =
             request.power_level_content_override.map(|content| object(content.json().get())).transpose()?;
         plan.power_levels = plan.power_levels_content(levels.unwrap_or_default())?;
@@ -134,6 +128,14 @@ impl Plan {
         for state in request.initial_state {
             plan.initial_state.push(initial_state(state.json().get())?);
         }
+        // A space has no messages, and clients that do not encrypt could not add rooms to it.
+        let is_space = plan.create.get("type").and_then(CanonicalJsonValue::as_str) == Some(SPACE);
+        plan.encrypts = !is_space
+            && match settings.encrypt_new {
+                EncryptNew::Off => false,
+                EncryptNew::Invite => plan.join_rule() != PUBLIC,
+                EncryptNew::All => true,
+            };
         Ok(plan)
     }
 
@@ -171,6 +173,21 @@ impl Plan {
     /// Whether the room stands in the public directory from the beginning.
     pub fn is_published(&self) -> bool {
         self.is_published
+    }
+
+    /// The join rule that the room will have. What the request sets holds, whatever the preset is.
+    fn join_rule(&self) -> &str {
+        let is_rule = |state: &&InitialState| state.event_type == JOIN_RULES && state.state_key.is_empty();
+        match self.initial_state.iter().rev().find(is_rule) {
+            Some(state) => {
+                state.content.get("join_rule").and_then(CanonicalJsonValue::as_str).unwrap_or_default()
+            }
+            None => self.preset_join_rule(),
+        }
+    }
+
+    fn preset_join_rule(&self) -> &'static str {
+        if self.preset == RoomPreset::PublicChat { PUBLIC } else { "invite" }
     }
 
     fn is_trusted(&self) -> bool {
@@ -316,9 +333,8 @@ impl Plan {
     /// Drafts the state that the preset and the settings of the server ask for, except for keys that the client sets itself.
     fn list_preset(&self) -> Result<Vec<Draft>> {
         let is_public = self.preset == RoomPreset::PublicChat;
-        let join_rule = if is_public { "public" } else { "invite" };
         let mut contents = vec![
-            (JOIN_RULES, json!({ "join_rule": join_rule })),
+            (JOIN_RULES, json!({ "join_rule": self.preset_join_rule() })),
             (HISTORY_VISIBILITY, json!({ "history_visibility": "shared" })),
         ];
         // A room that says nothing of guests is closed to them, as the preset of public rooms wants it.
@@ -330,7 +346,11 @@ impl Plan {
         }
         let mut drafts = Vec::new();
         for (event_type, content) in contents {
-            let is_set = |state: &InitialState| state.event_type == event_type && state.state_key.is_empty();
+            let is_set = |state: &InitialState| {
+                state.event_type == event_type
+                    && state.state_key.is_empty()
+                    && !self.is_without_algorithm(state)
+            };
             if !self.initial_state.iter().any(is_set) {
                 drafts.push(self.draft(event_type, "", object(&content.to_string())?));
             }
@@ -338,13 +358,21 @@ impl Plan {
         Ok(drafts)
     }
 
-    /// Drafts the state that the client asks for, except for a name and a topic, which have fields of their own.
+    /// Whether this is an event of encryption by which nothing is encrypted, in a room that the server has encrypted.
+    fn is_without_algorithm(&self, state: &InitialState) -> bool {
+        let algorithm = state.content.get("algorithm").and_then(CanonicalJsonValue::as_str);
+        self.encrypts && state.event_type == ENCRYPTION && algorithm.is_none_or(str::is_empty)
+    }
+
+    /// Drafts the state that the client asks for, except for a name and a topic, which have fields of their own, and for encryption
+    /// without an algorithm, in whose place the server's stands.
     fn list_initial_state(&self) -> Result<Vec<Draft>> {
         let mut drafts = Vec::new();
         for state in &self.initial_state {
             let is_overridden = state.state_key.is_empty()
                 && (state.event_type == NAME && self.name.is_some()
-                    || state.event_type == TOPIC && self.topic.is_some());
+                    || state.event_type == TOPIC && self.topic.is_some()
+                    || self.is_without_algorithm(state));
             if state.event_type == CREATE {
                 return Err(Refusal::new(
                     ErrorKind::InvalidRoomState,

@@ -312,6 +312,12 @@ pub struct OpenIdToken {
     pub hash: [u8; 32],
     /// When it ends, in milliseconds since the epoch.
     pub expires_ms: u64,
+    /// The id of the device that asked for it, with which it ends. Earlier builds did not write it, and their tokens name no device.
+    #[serde(default)]
+    pub device_id: String,
+    /// The number of that device.
+    #[serde(default)]
+    pub device: DeviceNum,
 }
 
 /// A JSON object of a user's (account data of one type, push rules), with the position at which it was written.

@@ -134,8 +134,9 @@ pub struct SignatureRow {
 /// A signature of a user over the master key of another user.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SignedUserRow {
-    /// The public half of the master key that was signed.
-    pub master_key: String,
+    /// A digest of what the signature covers. Rows of earlier builds have none.
+    #[serde(default)]
+    pub digest: Option<String>,
     /// The id of the key that signed, such as `ed25519:KEY`.
     pub key_id: String,
     /// The signature, in base64.

@@ -338,3 +338,71 @@ async fn signatures_go_with_their_device_and_with_their_keys() {
     assert_eq!((shown.get("master_keys"), &shown["device_keys"][own]), (None, &json!({})));
     server.assert_whole();
 }
+
+#[tokio::test(start_paused = true)]
+async fn signatures_that_come_with_the_keys_of_a_device_are_shown_if_they_are_right() {
+    let server = TestServer::new();
+    let [(alice, phone), (bob, _)] = two(&server).await;
+    let alices = Identity::new(&alice, "a");
+    alice.ok_post(SIGNING, alices.all()).await;
+    let own = alice.user_id.as_str();
+    let upload = async |keys: &Value| alice.ok_post("/keys/upload", json!({ "device_keys": keys })).await;
+    let shown = async || {
+        let mut keys = query(&bob, &alice).await["device_keys"][own][&*alice.device_id].take();
+        keys.as_object_mut().unwrap().remove("unsigned");
+        keys
+    };
+    let mut follower = Follower::new(&bob).await;
+    let plain = phone.device_keys(&alice);
+    // A wrong signature of the self-signing key, and those of keys that nobody here can judge, are left out, and so nothing has changed.
+    let mut wrong = plain.clone();
+    let forged = Pair::new("forger").signed(own, &alices.self_signing.public(), plain.clone());
+    wrong["signatures"] = forged["signatures"].clone();
+    wrong["signatures"][own]["ed25519:OTHER"] = "of another device".into();
+    wrong["signatures"][&*bob.user_id] = json!({ "ed25519:BOB": "of somebody else" });
+    upload(&wrong).await;
+    assert_eq!(shown().await, plain);
+    assert_eq!(follower.next().await.0, [""; 0]);
+    // A right one is taken as if it had come by itself.
+    let signed = alices.signed(&alices.self_signing, plain.clone());
+    upload(&signed).await;
+    assert_eq!(shown().await, signed);
+    assert_eq!(follower.next().await.0, [own]);
+    upload(&signed).await;
+    assert_eq!(follower.next().await.0, [""; 0], "the same again is nothing new");
+    // So it goes with the key that made it, whatever is uploaded again.
+    let reset = Identity::new(&alice, "reset");
+    alice.ok_post(SIGNING, confirmed(&alice, reset.all())).await;
+    assert_eq!(shown().await, plain);
+    upload(&signed).await;
+    assert_eq!(shown().await, plain);
+    let signed = reset.signed(&reset.self_signing, plain.clone());
+    upload(&signed).await;
+    assert_eq!(shown().await, signed);
+    server.assert_whole();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_signature_over_a_master_key_is_shown_over_what_was_signed_alone() {
+    let server = TestServer::new();
+    let [(alice, _), (bob, _)] = two(&server).await;
+    let (alices, bobs) = (Identity::new(&alice, "a"), Identity::new(&bob, "b"));
+    alice.ok_post(SIGNING, alices.all()).await;
+    bob.ok_post(SIGNING, bobs.all()).await;
+    let shown = async || query(&alice, &bob).await["master_keys"][&*bob.user_id].clone();
+    let signed = alices.signed(&alices.user_signing, bobs.master_key());
+    let body = json!({ &*bob.user_id: { bobs.master.public(): signed } });
+    assert_eq!(sign(&alice, body.clone()).await, json!({}));
+    assert_eq!(shown().await, signed);
+    // The same public half with another field is another object, which nobody has signed.
+    let mut other = bobs.master_key();
+    other["extra"] = "x".into();
+    bob.ok_post(SIGNING, confirmed(&bob, json!({ "master_key": other }))).await;
+    assert_eq!(shown().await, other);
+    let refused = sign(&alice, body).await;
+    assert_eq!(refused[&*bob.user_id][bobs.master.public()]["errcode"], "M_INVALID_PARAM", "{refused}");
+    let signed = alices.signed(&alices.user_signing, other);
+    assert_eq!(sign(&alice, json!({ &*bob.user_id: { bobs.master.public(): signed } })).await, json!({}));
+    assert_eq!(shown().await, signed);
+    server.assert_whole();
+}

@@ -5,23 +5,25 @@ use std::time::Duration;
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use crate::support::{TestClient, TestServer, encoded};
+use crate::support::{
+    TestClient, TestServer, encoded,
+    olm::{Identity, Pair},
+};
 
 const DEVICE: &str = "/_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device";
 
 fn body(client: &TestClient, id: &str) -> Value {
+    let pair = Pair::new(id);
+    let mut device_keys = pair.device_keys_of(&client.user_id, id);
+    device_keys["dehydrated"] = true.into();
+    let signed = |key: Value| pair.signed(&client.user_id, id, key);
     json!({
         "device_id": id,
         "device_data": { "algorithm": "org.matrix.msc3814.v2", "device_pickle": "p", "nonce": id },
         "initial_device_display_name": "Dehydrated",
-        "device_keys": {
-            "user_id": client.user_id, "device_id": id, "dehydrated": true,
-            "algorithms": ["m.olm.v1.curve25519-aes-sha2"],
-            "keys": { format!("curve25519:{id}"): id },
-            "signatures": { &client.user_id: { format!("ed25519:{id}"): "sig" } },
-        },
-        "one_time_keys": { "signed_curve25519:A": { "key": "a", "signatures": {} } },
-        "fallback_keys": { "signed_curve25519:F": { "key": "f", "fallback": true, "signatures": {} } },
+        "device_keys": signed(device_keys),
+        "one_time_keys": { "signed_curve25519:A": signed(json!({ "key": "a" })) },
+        "fallback_keys": { "signed_curve25519:F": signed(json!({ "key": "f", "fallback": true })) },
     })
 }
 
@@ -107,15 +109,23 @@ async fn its_messages_are_read_page_by_page_as_often_as_anybody_begins_anew() {
     let server = TestServer::new();
     let (alice, bob) = (server.register("alice").await, server.register("bob").await);
     put(&alice, "DRY").await;
-    assert_eq!(alice.ok_get(&format!("{DEVICE}/DRY/events")).await, json!({ "events": [] }));
+    let path = format!("{DEVICE}/DRY/events");
+    assert_eq!(alice.ok_get(&path).await, json!({ "events": [] }));
+    let nothing = alice.ok_post(&path, json!({})).await;
+    assert_eq!(nothing["events"], json!([]));
+    let begun = json!({ "next_batch": nothing["next_batch"].as_str().unwrap() });
+    assert_eq!(alice.ok_post(&path, begun.clone()).await, nothing);
     let expected: Vec<_> = (0..450).map(|number| format!("message {number}")).collect();
     for (number, body) in expected.iter().enumerate() {
         let device = if number % 2 == 0 { "DRY" } else { "*" };
         send(&bob, &alice, device, &format!("t{number}"), body).await;
     }
+    let first = alice.ok_post(&path, begun).await;
+    assert_eq!(first["events"].as_array().unwrap().len(), 100, "what came meanwhile is told");
     for by_post in [false, true, false] {
         let (mut told, mut from, mut pages) = (Vec::new(), None::<String>, 0);
-        loop {
+        // A client that finds no end would ask for ever.
+        while pages < 10 {
             let path = format!("{DEVICE}/DRY/events");
             let page = match (&from, by_post) {
                 (None, false) => alice.ok_get(&path).await,
@@ -126,14 +136,19 @@ async fn its_messages_are_read_page_by_page_as_often_as_anybody_begins_anew() {
                 assert_eq!((&event["sender"], &event["type"]), (&json!(bob.user_id), &json!("m.test")));
                 told.push(event["content"]["body"].as_str().unwrap().to_owned());
             }
-            pages += 1;
             from = page["next_batch"].as_str().map(str::to_owned);
+            // The older form ends by a page without messages, and each of its pages has a token.
+            if by_post && page["events"] == json!([]) {
+                assert!(from.is_some(), "{page}");
+                break;
+            }
+            pages += 1;
             if from.is_none() {
                 break;
             }
         }
         assert_eq!(told, expected);
-        assert_eq!(pages, 5);
+        assert_eq!(pages, 5, "by POST: {by_post}");
     }
     // The owner's own device has its messages, and what it confirms is not confirmed for the dehydrated one.
     let synced = alice.ok_get("/sync").await;
@@ -192,6 +207,25 @@ async fn nobody_logs_in_to_it_and_it_takes_no_place_of_a_device_that_is_logged_i
 }
 
 #[tokio::test(start_paused = true)]
+async fn it_has_no_id_that_is_the_name_of_a_key_with_which_its_user_signs() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    let identity = Identity::new(&alice, "first");
+    alice.ok_post("/keys/device_signing/upload", identity.all()).await;
+    for key in [&identity.master, &identity.self_signing, &identity.user_signing] {
+        let answer = alice.put(DEVICE, body(&alice, &key.public())).await;
+        assert_eq!(refused(answer), (403, "M_FORBIDDEN".into()));
+    }
+    assert_eq!(device_keys(&alice).await, json!({}));
+    // Nor is a key named as the device is that is there.
+    put(&alice, &Pair::new("m second").public()).await;
+    let second = Identity::new(&alice, "second").all();
+    let (status, json) = alice.post("/_matrix/client/v3/keys/device_signing/upload", second).await;
+    assert_eq!((status.as_u16(), &json["errcode"]), (403, &json!("M_FORBIDDEN")), "{json}");
+    server.assert_whole();
+}
+
+#[tokio::test(start_paused = true)]
 async fn wrong_requests_are_refused_and_change_nothing() {
     let server = TestServer::new();
     let alice = server.register("alice").await;
@@ -207,6 +241,13 @@ async fn wrong_requests_are_refused_and_change_nothing() {
     };
     let mut of_other = body(&alice, "NEW");
     of_other["device_keys"]["device_id"] = "OTHER".into();
+    let mut of_other_name = body(&alice, "NEW");
+    of_other_name["device_keys"] = Pair::new("NEW").device_keys_of(&alice.user_id, "NEW");
+    of_other_name["device_keys"]["keys"]["ed25519:OTHER"] = Pair::new("OTHER").public().into();
+    // It is judged like a device whose keys are uploaded, whose signatures must be right where it signs.
+    let mut forged = body(&alice, "NEW");
+    forged["device_keys"]["keys"]["ed25519:NEW"] = Pair::new("OTHER").public().into();
+    let of_other_key = Pair::new("OTHER").signed(&alice.user_id, "NEW", json!({ "key": "a" }));
     let many: serde_json::Map<_, _> = (0..1_001)
         .map(|number| (format!("signed_curve25519:K{number}"), json!({ "key": number.to_string() })))
         .collect();
@@ -222,6 +263,11 @@ async fn wrong_requests_are_refused_and_change_nothing() {
         (with("one_time_keys", json!([])), 400, "M_BAD_JSON"),
         (with("one_time_keys", Value::Object(many)), 413, "M_TOO_LARGE"),
         (of_other, 400, "M_INVALID_PARAM"),
+        (of_other_name, 400, "M_INVALID_PARAM"),
+        (forged, 400, "M_INVALID_SIGNATURE"),
+        (with("one_time_keys", json!({ "signed_curve25519:A": of_other_key })), 400, "M_INVALID_SIGNATURE"),
+        (with("fallback_keys", json!({ "signed_curve25519:F": of_other_key })), 400, "M_INVALID_SIGNATURE"),
+        (with("one_time_keys", json!({ "signed_curve25519:A": { "key": "a" } })), 400, "M_INVALID_SIGNATURE"),
     ] {
         let answer = alice.put(DEVICE, body).await;
         assert_eq!(

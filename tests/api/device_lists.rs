@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use aqueduct::{
+    config::Bucket,
     schema,
     store::{Direction, Durability, Engine, Store, engine::Memory},
 };
@@ -367,7 +368,7 @@ impl Script {
         Self { net, server, alice, room, peer, told, asked, answer }
     }
 
-    /// What the script says of devices from now on.
+    /// Has the script say this of devices from now on.
     pub(crate) fn answers(&self, status: u16, body: Value) {
         *self.answer.lock() = (status, body);
     }
@@ -393,7 +394,7 @@ impl Script {
         assert_eq!((status, answer), (StatusCode::OK, json!({ "pdus": {} })));
     }
 
-    /// What the server was told of devices and keys since this was last asked. A user who is online is told as well, which no test
+    /// Takes what the server was told of devices and keys since this was last asked. A user who is online is told as well, which no test
     /// asks here.
     pub(crate) fn take_told(&self) -> Vec<Value> {
         let told = std::mem::take(&mut *self.told.lock());
@@ -633,4 +634,32 @@ async fn a_list_that_rests_on_a_room_where_its_user_may_not_be_is_asked_for_agai
     assert_eq!(ask(&scene.alice).await, ["A", "B"]);
     assert_eq!(scene.take_asked(), 0);
     scene.server.assert_whole();
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_device_of_a_claim_counts_for_the_host_of_the_server_that_claims() {
+    let net = Net::new(1);
+    let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
+    let server = TestServer::start(doors(&net), store, |config| {
+        config.limits.rate_limits = true;
+        config.limits.inbound_to_device = Bucket { per_second: 0.01, burst: 10 };
+    });
+    let peer = Peer::new(&net, "b.example", "5.0.0.2", 2);
+    let document = peer.own.document(BEGAN_MS);
+    net.serve("5.0.0.2:8448", &["b.example"], move |arrived| {
+        let is_keys = arrived.request.uri().path() == "/_matrix/key/v2/server";
+        let (status, body) = if is_keys { (200, document.to_string()) } else { (404, "{}".to_owned()) };
+        futures_util::future::ready(answer_json(status, body))
+    });
+    let alice = server.register("alice").await;
+    let claim = async |count: usize| {
+        let devices = (0..count).map(|number| (format!("D{number}"), "signed_curve25519"));
+        let wanted = json!({ "one_time_keys": { &alice.user_id: devices.collect::<BTreeMap<_, _>>() } });
+        let path = "/_matrix/federation/v1/user/keys/claim";
+        peer.ask(&server, Method::POST, path, Some(&wanted)).await
+    };
+    let (status, answer) = claim(60).await;
+    assert_eq!(status, StatusCode::OK, "{answer}");
+    let (status, answer) = claim(60).await;
+    assert_eq!((status, &answer["errcode"]), (StatusCode::TOO_MANY_REQUESTS, &json!("M_LIMIT_EXCEEDED")));
 }

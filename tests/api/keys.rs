@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use aqueduct::config::Bucket;
 use futures_util::future::join_all;
 use http::StatusCode;
 use serde_json::{Value, json};
@@ -424,6 +425,35 @@ async fn a_claim_names_a_bounded_number_of_devices() {
     assert!(json["error"].as_str().unwrap().contains("10000 devices"), "{json}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn each_device_of_a_claim_counts_for_who_claims() {
+    let server = TestServer::with(|config| {
+        config.limits.rate_limits = true;
+        config.limits.to_device = Bucket { per_second: 0.01, burst: 10 };
+    });
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let claim = |count: usize| {
+        let devices = (0..count).map(|number| (format!("D{number}"), "signed_curve25519".into()));
+        let devices: serde_json::Map<String, Value> = devices.collect();
+        json!({ "one_time_keys": { &alice.user_id: devices } })
+    };
+    // Ten bursts are one debt at most, in however many requests.
+    alice.ok_post(CLAIM, claim(60)).await;
+    let refused = alice.post(CLAIM, claim(60)).await;
+    assert_eq!(
+        (refused.0, &refused.1["errcode"]),
+        (StatusCode::TOO_MANY_REQUESTS, &json!("M_LIMIT_EXCEEDED"))
+    );
+    alice.ok_post(CLAIM, claim(40)).await;
+    assert_eq!(alice.post(CLAIM, claim(1)).await.0, StatusCode::TOO_MANY_REQUESTS);
+    let to = json!({ "messages": { &alice.user_id: { "*": {} } } });
+    let sent = alice.put("/_matrix/client/v3/sendToDevice/m.test/1", to).await;
+    assert_eq!(sent.0, StatusCode::TOO_MANY_REQUESTS, "they are messages to devices: {}", sent.1);
+    bob.ok_post(CLAIM, claim(60)).await;
+    let refused = bob.post(CLAIM, claim(101)).await;
+    assert_eq!((refused.0, &refused.1["errcode"]), (StatusCode::PAYLOAD_TOO_LARGE, &json!("M_TOO_LARGE")));
+}
+
 /// A one-time key of another's device, by its id; null if none is left.
 async fn claim_one(by: &TestClient, of: &TestClient) -> Value {
     let wanted = json!({ &of.user_id: { &of.device_id: "signed_curve25519" } });
@@ -483,5 +513,54 @@ async fn a_key_is_known_again_whatever_its_id_named_besides() {
     assert_eq!(upload("DD", "new").await, 1, "a key is stored once, under whichever id");
     assert_eq!(claim().await["signed_curve25519:CC"]["key"], "new");
     assert_eq!(claim().await, Value::Null);
+    server.assert_whole();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_device_that_signs_has_not_signed_is_given_to_nobody_whenever_it_came() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let mut keys = one_time(2);
+    keys["signed_curve25519:S"] = Pair::new("key").one_time(&alice, ["S"])["signed_curve25519:S"].clone();
+    keys["curve25519:A"] = "not signed".into();
+    let fallback = json!({ "signed_curve25519:F": { "key": "f" }, "curve25519:F": "not signed" });
+    let upload = async |body: Value| alice.ok_post(UPLOAD, body).await["one_time_key_counts"].clone();
+    let mut unsigned = device_keys(&alice, "key");
+    unsigned["signatures"] = json!({});
+    let all = json!({ "signed_curve25519": 3, "curve25519": 1 });
+    // They come before the identity keys, and stay while these are not signed.
+    assert_eq!(upload(json!({ "one_time_keys": keys, "fallback_keys": fallback })).await, all);
+    assert_eq!(upload(json!({ "device_keys": unsigned })).await, all);
+    for _ in 0..2 {
+        let left_over = json!({ "signed_curve25519": 1, "curve25519": 1 });
+        assert_eq!(upload(json!({ "device_keys": device_keys(&alice, "key") })).await, left_over);
+        assert_eq!(left(&alice).await, (left_over, json!(["curve25519"])));
+        // Signatures that are taken back and shown again free no key of them.
+        assert_eq!(upload(json!({ "device_keys": unsigned })).await["signed_curve25519"], 1);
+        let again = json!({ "one_time_keys": one_time(2), "fallback_keys": { "signed_curve25519:F": "f" } });
+        assert_eq!(upload(again).await["signed_curve25519"], 3);
+    }
+    upload(json!({ "device_keys": device_keys(&alice, "key") })).await;
+    assert!(claim_one(&bob, &alice).await["signed_curve25519:S"].is_object());
+    assert_eq!(claim_one(&bob, &alice).await, Value::Null);
+    server.assert_whole();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_was_given_stays_given_when_identity_keys_change_forth_and_back() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let upload = async |key: &str, count: usize| {
+        let body =
+            json!({ "device_keys": device_keys(&alice, key), "one_time_keys": signed(&alice, key, count) });
+        alice.ok_post(UPLOAD, body).await["one_time_key_counts"]["signed_curve25519"].clone()
+    };
+    assert_eq!(upload("first", 2).await, 2);
+    assert!(claim_one(&bob, &alice).await["signed_curve25519:K0000"].is_object());
+    let other = alice.ok_post(UPLOAD, json!({ "device_keys": device_keys(&alice, "second") })).await;
+    assert_eq!(other["one_time_key_counts"], json!({ "signed_curve25519": 0 }));
+    assert_eq!(upload("first", 2).await, 1, "one was given");
+    assert!(claim_one(&bob, &alice).await["signed_curve25519:K0001"].is_object());
+    assert_eq!(claim_one(&bob, &alice).await, Value::Null);
     server.assert_whole();
 }

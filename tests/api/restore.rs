@@ -48,7 +48,7 @@ async fn after_a_restore_a_client_that_was_ahead_misses_nothing_and_no_key_is_gi
     let room = made["room_id"].as_str().unwrap();
     bob.ok_post(&format!("/join/{room}"), json!({})).await;
     let keys = json!({ "one_time_keys": { "signed_curve25519:A": { "key": "a" }, "signed_curve25519:B": { "key": "b" } } });
-    assert_eq!(alice.post("/_matrix/client/v3/keys/upload", keys).await.0, StatusCode::OK);
+    assert_eq!(alice.post("/_matrix/client/v3/keys/upload", keys.clone()).await.0, StatusCode::OK);
     say(&alice, room, "kept").await;
     let before = sync(&bob, "").await["next_batch"].as_str().unwrap().to_owned();
     let store = &server.server().app().store;
@@ -90,9 +90,15 @@ async fn after_a_restore_a_client_that_was_ahead_misses_nothing_and_no_key_is_gi
         assert_eq!(bodies(&sync(&bob, next).await, room), [""; 0]);
     }
     // The key that bob has, and its sister, are never given again.
-    let (_, claimed) = bob.post("/_matrix/client/v3/keys/claim", wanted).await;
-    assert_eq!(claimed["one_time_keys"], json!({}));
+    let claim =
+        async || bob.post("/_matrix/client/v3/keys/claim", wanted.clone()).await.1["one_time_keys"].clone();
+    assert_eq!(claim().await, json!({}));
     let left = sync(&alice, "").await["device_one_time_keys_count"].clone();
     assert_eq!(left["signed_curve25519"], 0);
+    // Nor are they when a client that heard nothing of its upload repeats it.
+    let repeated = alice.ok_post("/keys/upload", keys).await;
+    assert_eq!(repeated["one_time_key_counts"], json!({ "signed_curve25519": 0 }));
+    assert_eq!(claim().await, json!({}));
+    server.assert_whole();
     assert!(server.server().app().store.snapshot().upto().number() < 1 << 53);
 }

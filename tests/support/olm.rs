@@ -38,7 +38,11 @@ impl Pair {
 
     /// The identity keys of a device, signed by this key.
     pub(crate) fn device_keys(&self, client: &TestClient) -> Value {
-        let (user, device) = (&*client.user_id, &*client.device_id);
+        self.device_keys_of(&client.user_id, &client.device_id)
+    }
+
+    /// The identity keys of the device with this id, signed by this key.
+    pub(crate) fn device_keys_of(&self, user: &str, device: &str) -> Value {
         let keys = json!({
             "user_id": user, "device_id": device,
             "algorithms": ["m.olm.v1.curve25519-aes-sha2", "m.megolm.v1.aes-sha2"],

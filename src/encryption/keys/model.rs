@@ -20,6 +20,8 @@ enum Op {
     Claim { algorithm: usize },
     /// The device has new identity keys, or says the old ones again.
     Identity { is_new: bool },
+    /// The store is restored, so that what was not given may have been.
+    Restore,
     /// The store flushes, so that accepted batches become durable.
     Flush,
     /// The store crashes, and loses what was not durable.
@@ -33,6 +35,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (0_usize..2, any::<bool>()).prop_map(|(algorithm, is_new)| Op::Fallback { algorithm, is_new }),
         10 => (0_usize..2).prop_map(|algorithm| Op::Claim { algorithm }),
         1 => any::<bool>().prop_map(|is_new| Op::Identity { is_new }),
+        1 => Just(Op::Restore),
         4 => Just(Op::Flush),
         1 => Just(Op::Crash),
     ]
@@ -148,7 +151,8 @@ impl World {
             Some(number) if !is_new => (number, false),
             before => {
                 if before.is_some() {
-                    self.naive = Naive::default();
+                    // A key that was claimed stays so, whoever the device says that it is.
+                    self.naive = Naive { claimed: self.naive.claimed.clone(), ..Naive::default() };
                 }
                 (self.number(), true)
             }
@@ -156,6 +160,14 @@ impl World {
         self.naive.identity = Some(number);
         let keys = identity(number, !is_change);
         assert_eq!(self.enqueue(|batch| put_device_keys(batch, OWNER, &keys).unwrap()), is_change);
+    }
+
+    fn restore(&mut self) {
+        self.enqueue(|batch| treat_all_as_given(batch, OWNER).unwrap());
+        for (claimed, one_time) in self.naive.claimed.iter_mut().zip(&mut self.naive.one_time) {
+            claimed.extend(one_time.drain(..));
+        }
+        self.naive.fallback.iter_mut().flatten().for_each(|(_, is_unused)| *is_unused = false);
     }
 
     fn flush(&mut self) {
@@ -213,6 +225,7 @@ proptest! {
                 Op::Fallback { algorithm, is_new } => world.put_fallback(algorithm, is_new),
                 Op::Claim { algorithm } => world.claim(algorithm),
                 Op::Identity { is_new } => world.put_identity(is_new),
+                Op::Restore => world.restore(),
                 Op::Flush => world.flush(),
                 Op::Crash => world.crash(),
             }

@@ -122,11 +122,8 @@ pub(crate) async fn change_tag(
 
 /// Makes a token by which the caller shows another service who they are.
 pub(crate) async fn make_openid_token(app: &App, caller: &Caller) -> Result<String> {
-    let (user, user_id) = (caller.user, caller.user_id.clone());
-    write::for_caller(app, caller, move |app, batch| {
-        openid::make(batch, &app.env, user, &user_id).map_err(Into::into)
-    })
-    .await
+    let made_for = caller.clone();
+    write::for_caller(app, caller, move |app, batch| Ok(openid::make(batch, &app.env, &made_for)?)).await
 }
 
 /// Stores a filter of the caller and answers its id.

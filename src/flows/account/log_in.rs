@@ -4,7 +4,7 @@ use ruma::{OwnedUserId, UserId, api::error::ErrorKind};
 
 use crate::{
     accounts::{
-        devices::{self, LogIn},
+        devices::{self, Device, LogIn},
         passwords,
         tokens::{self, Holder, Issued},
         users,
@@ -12,6 +12,7 @@ use crate::{
     encryption::{cross_signing, device_lists},
     error::{Refusal, Result},
     flows::{App, account::guess, write},
+    ids::UserNum,
     store::Batch,
 };
 
@@ -82,19 +83,31 @@ pub(crate) async fn with_password(
     .await
 }
 
-/// Logs a device in, as part of a batch under the user's lock.
-pub(crate) fn build(
+/// The device that a log-in asks for, and whether it is new. All devices are made here, whether somebody logs in to them or not. Errors: those
+/// of [`devices::log_in`]; 403 for the name of a key with which the user signs.
+pub(crate) fn make_device(
     app: &App,
     batch: &mut Batch,
-    user: crate::ids::UserNum,
-    user_id: &UserId,
+    user: UserNum,
     log_in: LogIn,
-    refreshable: bool,
-) -> Result<Session> {
+) -> Result<(Device, bool)> {
     let (device, is_new) = devices::log_in(batch, &app.env, user, log_in)?;
     if is_new && cross_signing::is_key(batch, user, &device.id)? {
         return Err(Refusal::forbidden("`device_id` is the name of a key with which the user signs.").into());
     }
+    Ok((device, is_new))
+}
+
+/// Logs a device in, as part of a batch under the user's lock.
+pub(crate) fn build(
+    app: &App,
+    batch: &mut Batch,
+    user: UserNum,
+    user_id: &UserId,
+    log_in: LogIn,
+    refreshable: bool,
+) -> Result<Session> {
+    let (device, is_new) = make_device(app, batch, user, log_in)?;
     if is_new {
         device_lists::changed(batch, user, user_id, std::slice::from_ref(&device.id))?;
         write::wake_sharing(batch, user);

@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     accounts::{
-        devices::{self, DISPLAY_NAME_CHARS_MAX, LogIn},
+        devices::{DISPLAY_NAME_CHARS_MAX, LogIn},
         interactive::{Flows, Operation},
         names, passwords, profiles,
         registration::{self, Spent},
@@ -345,7 +345,7 @@ fn build(
     }
     let session = match wish.log_in {
         Some(log_in) => {
-            let (device, _) = devices::log_in(batch, &app.env, user, log_in)?;
+            let (device, _) = log_in::make_device(app, batch, user, log_in)?;
             // Other servers are told of the device when the user comes into a room that they are in.
             device_lists::changed(batch, user, &user_id, std::slice::from_ref(&device.id))?;
             let holder = Holder { user, device: device.num, device_id: device.id };

@@ -2,19 +2,19 @@
 
 use bytes::Bytes;
 use ruma::OwnedDeviceId;
-use serde_json::value::RawValue;
 
 use crate::{
     accounts::{
         Caller, dehydrated,
-        devices::{self, Ending, LogIn},
+        devices::{Ending, LogIn},
     },
-    encryption::{
-        device_lists, inbox,
-        keys::{self, Keys},
-    },
+    encryption::{device_lists, inbox, uploads::Upload},
     error::{Refusal, Result},
-    flows::{App, account::log_out, jobs, write},
+    flows::{
+        App,
+        account::{log_in, log_out},
+        jobs, write,
+    },
     ids::Position,
     json::{JsonRef, Object},
     store::Read,
@@ -33,20 +33,20 @@ pub(crate) struct ToDehydrate {
     pub(crate) display_name: Option<String>,
     /// The JSON by which a client uses the device later.
     pub(crate) device_data: String,
-    /// The identity keys of the device.
-    pub(crate) device_keys: Box<RawValue>,
-    /// The keys of which each is given to one other device only.
-    pub(crate) one_time_keys: Keys,
-    /// The keys that are given when no one-time keys are left.
-    pub(crate) fallback_keys: Keys,
+    /// The keys of the device, its identity keys among them.
+    pub(crate) keys: Upload,
 }
 
 /// `PUT /dehydrated_device`: makes a device with its keys, in place of the dehydrated one before, in one batch. Errors: 400 for keys that
-/// are not those of the device, 403 for the id of a device that somebody is logged in to, 413 for data that is too large.
+/// are not those of the device or that it has not signed as it should, 403 for the id of a device that somebody is logged in to or of a key
+/// with which the user signs, 413 for data that is too large.
 pub(crate) async fn dehydrate(app: &App, caller: &Caller, wanted: ToDehydrate) -> Result<()> {
     dehydrated::check_data(&wanted.device_data)?;
-    keys::check_device_keys(&wanted.device_keys, &caller.user_id, &wanted.id)?;
     let (user, user_id) = (caller.user, caller.user_id.clone());
+    // Signatures take a while to check, and others wait for the user's lock. Identity keys that come along are all that they are judged by.
+    let of = user_id.clone();
+    let check = move || wanted.keys.judge((&of, &wanted.id), || Ok(None)).map(|_| wanted);
+    let wanted = app.env.blocking(check).await?;
     let promised = write::for_caller(app, caller, move |app, batch| {
         let before = dehydrated::find(batch, user)?;
         let promised = match &before {
@@ -54,16 +54,14 @@ pub(crate) async fn dehydrate(app: &App, caller: &Caller, wanted: ToDehydrate) -
             None => None,
         };
         let log_in = LogIn { id: Some(wanted.id), display_name: wanted.display_name, ip: None };
-        let (device, is_new) = devices::log_in(batch, &app.env, user, log_in)?;
+        let (device, is_new) = log_in::make_device(app, batch, user, log_in)?;
         if !is_new {
             let why = "`device_id` is that of a device that is logged in; a dehydrated device needs another.";
             return Err(Refusal::forbidden(why).into());
         }
-        let owner = (user, device.num);
-        keys::put_device_keys(batch, owner, &wanted.device_keys)?;
-        keys::put_one_time_keys(batch, owner, &wanted.one_time_keys)?;
-        keys::put_fallback_keys(batch, owner, &wanted.fallback_keys)?;
+        wanted.keys.put(batch, (user, device.num), (&user_id, &device.id))?;
         dehydrated::set(batch, user, device.num, &device.id, wanted.device_data);
+        // The device is new, so others are told of it whatever its keys are.
         device_lists::changed(batch, user, &user_id, &[device.id])?;
         write::wake_sharing(batch, user);
         Ok(promised)
@@ -86,6 +84,15 @@ pub(crate) async fn delete(app: &App, caller: &Caller) -> Result<OwnedDeviceId> 
     Ok(id)
 }
 
+/// Says how a reader of pages knows that there are no more. The forms of the proposal differ in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The last page with messages has no `next_batch`.
+    NoToken,
+    /// Each page has a `next_batch`, and a page without messages is the last. Clients of this form that find no `next_batch` begin anew.
+    NoMessages,
+}
+
 /// `/dehydrated_device/{device_id}/events`: a page of the messages that wait for the dehydrated device, after those of an earlier page.
 /// Nothing is deleted, so that another client can begin anew where this one breaks off. Errors: 403 if the device is not the
 /// dehydrated one, 400 for a token that no page has.
@@ -94,6 +101,7 @@ pub(crate) async fn read(
     caller: &Caller,
     id: OwnedDeviceId,
     from: Option<String>,
+    end: End,
 ) -> Result<Bytes> {
     let (store, user) = (app.store.clone(), caller.user);
     let page = move || {
@@ -116,7 +124,8 @@ pub(crate) async fn read(
         messages.truncate(count);
         let mut answer = Object::with_capacity(bytes + 64);
         answer.list("events", messages.iter().map(|(_, message)| JsonRef::stored(message)));
-        if let Some((last, _)) = messages.last().filter(|_| has_more) {
+        if has_more || end == End::NoMessages {
+            let last = messages.last().map_or(after, |(last, _)| *last);
             answer.text("next_batch", &last.number().to_string());
         }
         Ok(answer.finish().into())
@@ -127,6 +136,6 @@ pub(crate) async fn read(
 /// Reads where a page begins. Refuses what no page has told: 400 `M_INVALID_PARAM`.
 fn read_token(token: &str) -> Result<Position> {
     let number = token.parse::<u64>().ok().filter(|number| number.to_string() == token);
-    let odd = || Refusal::invalid_param("`from` must be the `next_batch` of an earlier page.");
+    let odd = || Refusal::invalid_param("A page is asked for by the `next_batch` of an earlier one.");
     Ok(number.and_then(Position::new).ok_or_else(odd)?)
 }

@@ -277,7 +277,7 @@ fn put_elsewhere(app: &App, batch: &mut Batch, request: &Request, to: Elsewhere<
         content: to.content,
     };
     let (json, server) = (message.json(), to.user_id.server_name());
-    if !app.delivery.reserve_outbox(server, &request.event_type, json.len()) {
+    if !app.delivery.reserve_outbox(server, &request.sender_id, &request.event_type, json.len()) {
         app.metrics.to_device_dropped("outbox_full", 1);
         tracing::debug!(%server, reason = "it is full, or may not be spoken to", "the outbox of a server does not take a message");
         return false;

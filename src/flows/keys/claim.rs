@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use ruma::{OneTimeKeyAlgorithm, OwnedDeviceId, OwnedUserId};
+use ruma::{OneTimeKeyAlgorithm, OwnedDeviceId, OwnedUserId, ServerName};
 
 use super::{require_at_most, require_own};
 use crate::{
@@ -12,6 +12,7 @@ use crate::{
     error::Result,
     flows::{
         App,
+        limits::{Limit, Source},
         remote::ask_keys::{self, Failures},
         write,
     },
@@ -45,9 +46,11 @@ type Claimed = (OwnedUserId, OwnedDeviceId, String, Bytes);
 /// `POST /keys/claim`: answers a key of each of these devices that has one, as JSON. The deletion of a key is durable before the
 /// key is told, so that no key is given twice. Once the keys of this server are [`CLAIMED_BYTES_MAX`], or a
 /// later batch fails, no more are given; the client finds the devices that are left missing, and asks for them again. Keys of users of
-/// other servers are claimed there at the same time; servers that do not answer are named. Errors: 413 `M_TOO_LARGE` for too many devices.
+/// other servers are claimed there at the same time; servers that do not answer are named. Each device counts as a message to it does.
+/// Errors: 413 `M_TOO_LARGE` for too many devices, 429 `M_LIMIT_EXCEEDED`.
 pub(crate) async fn claim(app: &App, caller: &Caller, mut wanted: Wishes) -> Result<Bytes> {
-    require_at_most(CLAIMS_MAX, wanted.values().map(BTreeMap::len).sum(), "devices")?;
+    let count = count_devices(&wanted)?;
+    app.limits.take_more(Limit::ToDevice, Source::User(caller.user), count)?;
     let own = app.accounts.server_name();
     let elsewhere: BTreeSet<_> =
         wanted.keys().filter(|user_id| user_id.server_name() != own).cloned().collect();
@@ -75,12 +78,21 @@ pub(crate) async fn claim(app: &App, caller: &Caller, mut wanted: Wishes) -> Res
 }
 
 /// Claims keys of devices of this server for another one, as [`claim`] does. Errors: 403 `M_FORBIDDEN` for users of other
-/// servers, 413 `M_TOO_LARGE` for too many devices.
-pub(crate) async fn claim_for_server(app: &App, wanted: Wishes) -> Result<Bytes> {
-    require_at_most(CLAIMS_MAX, wanted.values().map(BTreeMap::len).sum(), "devices")?;
+/// servers, 413 `M_TOO_LARGE` for too many devices, 429 `M_LIMIT_EXCEEDED`.
+pub(crate) async fn claim_for_server(app: &App, server: &ServerName, wanted: Wishes) -> Result<Bytes> {
+    let count = count_devices(&wanted)?;
+    app.limits.take_more(Limit::InboundToDevice, Source::host(server.host()), count)?;
     require_own(app, wanted.keys().map(|user_id| &**user_id))?;
     let claimed = claim_here(app, None, wanted).await?;
     app.env.blocking(move || Ok(show_claimed(claimed, None))).await
+}
+
+/// Counts the devices of which keys are wanted: a device has few keys, and whoever takes them all leaves none to others. Errors: 413
+/// `M_TOO_LARGE`.
+fn count_devices(wanted: &Wishes) -> Result<usize> {
+    let count = wanted.values().map(BTreeMap::len).sum();
+    require_at_most(CLAIMS_MAX, count, "devices")?;
+    Ok(count)
 }
 
 /// Claims keys of devices of this server, for a client of it or for another server.

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use crate::{
     accounts::devices::{self, Device, Ending, LogIn},
+    encryption::keys::Keys,
     env::Env,
     flows::account::{log_in, log_out},
     server::Server,
