@@ -1,13 +1,9 @@
-// A person who uses matrix-js-sdk (what Element Web is built on), driven by talk.py through lines of JSON: commands in,
-// answers and what the person sees out, as described in nio_person.py.
-import { createInterface } from "node:readline";
+// A person who uses matrix-js-sdk (what Element Web is built on), driven as obey.py says by talk.py and e2ee/.
 import * as sdk from "matrix-js-sdk";
+import { cryptoCommands, cryptoOptions, watchCrypto } from "./js_crypto.mjs";
+import { obey, saw } from "./obey.mjs";
 
-// Standard output speaks with talk.py, so the library's own remarks go nowhere.
-for (const level of ["trace", "debug", "info", "log", "warn", "error"]) console[level] = () => {};
 const baseUrl = process.argv[2];
-const tell = (line) => process.stdout.write(JSON.stringify(line) + "\n");
-const saw = (what) => tell({ saw: what });
 const broken = (problem) => saw({ kind: "broken", problem: String(problem?.stack ?? problem) });
 process.on("uncaughtException", broken);
 process.on("unhandledRejection", broken);
@@ -25,8 +21,10 @@ const commands = {
     const identifier = { type: "m.id.user", user };
     const answer = await client.loginRequest({ type: "m.login.password", identifier, password });
     const { access_token: accessToken, user_id: userId, device_id: deviceId } = answer;
-    client = sdk.createClient({ baseUrl, accessToken, userId, deviceId, timelineSupport: true });
+    client = sdk.createClient({ baseUrl, accessToken, userId, deviceId, timelineSupport: true, ...cryptoOptions });
+    await client.initRustCrypto({ useIndexedDB: false });
     watch();
+    watchCrypto(client);
     await client.startClient({ initialSyncLimit: 20, lazyLoadMembers: true, threadSupport: true });
     return { user: userId, device: deviceId };
   },
@@ -34,8 +32,10 @@ const commands = {
     client.stopClient();
     await client.logout();
   },
-  async create_room({ name }) {
-    return { room: (await client.createRoom({ name, preset: "private_chat" })).room_id };
+  async create_room({ name, invite = [], encrypted = false }) {
+    const encryption = { type: "m.room.encryption", state_key: "", content: { algorithm: "m.megolm.v1.aes-sha2" } };
+    const initial_state = encrypted ? [encryption] : [];
+    return { room: (await client.createRoom({ name, preset: "private_chat", invite, initial_state })).room_id };
   },
   invite: ({ room, user }) => client.invite(room, user),
   join: async ({ room }) => void (await client.joinRoom(room)),
@@ -78,11 +78,13 @@ const commands = {
       start = page.end;
     }
   },
+  ...cryptoCommands,
 };
 
 function watch() {
   client.on(sdk.ClientEvent.Sync, (state, _, data) => {
-    if (state === "ERROR") broken(data?.error);
+    // A server that is away comes back, and what is missed then fails for itself.
+    if (state === "ERROR" && !(data?.error instanceof sdk.ConnectionError)) broken(data?.error);
     client.getRooms().forEach(typingNews);
   });
   client.on(sdk.ClientEvent.SyncUnexpectedError, broken);
@@ -96,6 +98,10 @@ function watch() {
   });
   client.on(sdk.RoomEvent.LocalEchoUpdated, (event, room) => {
     if (!event.status) timelineNews(event, room);
+  });
+  // An event that came encrypted is news once its key is there.
+  client.on(sdk.MatrixEventEvent.Decrypted, (event) => {
+    if (!event.status) timelineNews(event, client.getRoom(event.getRoomId()));
   });
   client.on(sdk.RoomStateEvent.Members, (event, _, member) => {
     if (member.userId === client.getUserId()) return;
@@ -129,6 +135,8 @@ function typingNews(room) {
 }
 
 function timelineNews(event, room) {
+  if (event.isDecryptionFailure())
+    return saw({ kind: "undecrypted", room: room?.roomId, event: event.getId(), problem: event.decryptionFailureReason });
   const seen = { room: room?.roomId, sender: event.getSender() };
   const content = event.getContent();
   const relation = event.getRelation();
@@ -136,7 +144,8 @@ function timelineNews(event, room) {
     case "m.room.message":
       if (relation?.rel_type === "m.replace")
         saw({ kind: "edit", ...seen, of: relation.event_id, body: content["m.new_content"].body });
-      else if (!event.isRedacted()) saw({ kind: "message", ...seen, event: event.getId(), body: content.body });
+      else if (!event.isRedacted())
+        saw({ kind: "message", ...seen, event: event.getId(), body: content.body, encrypted: event.isEncrypted() });
       break;
     case "m.reaction":
       if (!event.isRedacted()) saw({ kind: "reaction", ...seen, to: relation.event_id, key: relation.key });
@@ -147,13 +156,6 @@ function timelineNews(event, room) {
   }
 }
 
-for await (const line of createInterface({ input: process.stdin })) {
-  const { id, do: verb, ...rest } = JSON.parse(line);
-  try {
-    tell({ id, result: (await commands[verb](rest)) ?? null });
-  } catch (problem) {
-    tell({ id, error: problem?.errcode ? `${problem.errcode} ${problem.message}` : String(problem?.stack ?? problem) });
-  }
-}
+await obey(commands);
 client.stopClient();
 process.exit(0);

@@ -1,13 +1,10 @@
 // A person who follows sliding sync with matrix-js-sdk (its SlidingSync, as Element Web uses it), driven by slide.py through lines of
 // JSON: commands in, answers out, and a whole view of what the person sees whenever it changes.
-import { createInterface } from "node:readline";
 import * as sdk from "matrix-js-sdk";
 import { SlidingSync } from "matrix-js-sdk/lib/sliding-sync.js";
+import { obey, tell } from "./obey.mjs";
 
-// Standard output speaks with slide.py, so the library's own remarks go nowhere.
-for (const level of ["trace", "debug", "info", "log", "warn", "error"]) console[level] = () => {};
 const baseUrl = process.argv[2];
-const tell = (line) => process.stdout.write(JSON.stringify(line) + "\n");
 const broken = (problem) => tell({ broken: String(problem?.stack ?? problem) });
 process.on("uncaughtException", broken);
 process.on("unhandledRejection", broken);
@@ -68,13 +65,6 @@ const commands = {
   thread: () => "unknown",
 };
 
-for await (const line of createInterface({ input: process.stdin })) {
-  const { id, do: verb, ...rest } = JSON.parse(line);
-  try {
-    tell({ id, result: (await commands[verb](rest)) ?? null });
-  } catch (problem) {
-    tell({ id, error: String(problem?.stack ?? problem) });
-  }
-}
+await obey(commands);
 client.stopClient();
 process.exit(0);

@@ -1,15 +1,33 @@
-"""A person who uses matrix-nio, driven by talk.py.
-
-Commands come in as lines of JSON, {"id": 1, "do": "send", ..}; each is answered with {"id": 1, "result": ..} or
-{"id": 1, "error": ..}. What the person sees through sync goes out as {"saw": {"kind": "message", ..}}: the kinds and their
-fields are those of js_person.mjs.
-"""
+"""A person who uses matrix-nio, driven as obey.py says by talk.py and e2ee/."""
 
 import asyncio
-import json
 import sys
 
 import nio
+from nio.store import SqliteMemoryStore
+
+from obey import Pause, obey, saw, saw_to_device
+
+CONFIG = nio.AsyncClientConfig(store=SqliteMemoryStore, encryption_enabled=True)
+
+
+class Client(nio.AsyncClient):
+    """The library's client, which tells what passes through it, and can be held after a claim of keys."""
+
+    def __init__(self, server, user):
+        super().__init__(server, user, config=CONFIG)
+        self.pause = Pause()
+
+    async def parse_body(self, transport_response):
+        body = await super().parse_body(transport_response)
+        if transport_response.url.path.endswith("/sync") and "to_device" in body:
+            saw_to_device(body["to_device"]["events"])
+        return body
+
+    async def keys_claim(self, user_set):
+        answer = await super().keys_claim(user_set)
+        await self.pause.here(done(answer).one_time_keys)
+        return answer
 
 
 class Person:
@@ -17,16 +35,18 @@ class Person:
         self.server = server
         self.client = None
         self.syncing = None
+        self.undecrypted = []
 
     async def register(self, user, password):
-        self.client = nio.AsyncClient(self.server, user)
+        self.client = Client(self.server, user)
         answer = await self.client.register(user, password, "nio")
         await self.client.close()
         return {"user": done(answer).user_id}
 
     async def login(self, user, password):
-        self.client = nio.AsyncClient(self.server, user)
+        self.client = Client(self.server, user)
         answer = done(await self.client.login(password, "nio"))
+        self.client.add_response_callback(self.news, (nio.SyncResponse, nio.SyncError))
         self.syncing = asyncio.create_task(self.sync())
         return {"user": answer.user_id, "device": answer.device_id}
 
@@ -35,8 +55,10 @@ class Person:
         done(await self.client.logout())
         await self.client.close()
 
-    async def create_room(self, name):
-        answer = await self.client.room_create(name=name, preset=nio.RoomPreset.private_chat)
+    async def create_room(self, name, invite=(), encrypted=False):
+        state = [nio.EnableEncryptionBuilder().as_dict()] if encrypted else []
+        answer = await self.client.room_create(
+            name=name, preset=nio.RoomPreset.private_chat, invite=invite, initial_state=state)
         return {"room": done(answer).room_id}
 
     async def invite(self, room, user):
@@ -77,7 +99,8 @@ class Person:
         return await self.event(room, "m.reaction", {"m.relates_to": relation})
 
     async def event(self, room, kind, content):
-        return {"event": done(await self.client.room_send(room, kind, content)).event_id}
+        sent = await self.client.room_send(room, kind, content, ignore_unverified_devices=True)
+        return {"event": done(sent).event_id}
 
     async def redact(self, room, event):
         return {"event": done(await self.client.room_redact(room, event, "no longer so")).event_id}
@@ -107,22 +130,47 @@ class Person:
                 return {"bodies": bodies[::-1]}
             start = page.end
 
+    async def rotate(self, room):
+        """The next message gets a new key, which must be shared first."""
+        self.client.invalidate_outbound_session(room)
+
+    async def pause(self):
+        self.client.pause.open.clear()
+
+    async def go_on(self):
+        self.client.pause.open.set()
+
+    async def knows(self, users):
+        """The devices for which this client would encrypt."""
+        own = self.client.user_id, self.client.device_id
+        devices = {user: {it.id for it in self.client.device_store.active_user_devices(user)} for user in users}
+        return {user: sorted(ids - {own[1]} if user == own[0] else ids) for user, ids in devices.items()}
+
+    async def shared_with(self, room):
+        """The devices that were given the key of the newest messages."""
+        return sorted(self.client.olm.outbound_group_sessions[room].users_shared_with)
+
     async def sync(self):
         try:
-            while True:
-                news = done(await self.client.sync(timeout=30_000, full_state=self.client.next_batch is None))
-                for room, info in news.rooms.invite.items():
-                    inviter = next(e.sender for e in info.invite_state if isinstance(e, nio.InviteMemberEvent)
-                                   and e.state_key == self.client.user_id)
-                    saw(kind="mine", room=room, membership="invite", sender=inviter)
-                for room, info in news.rooms.join.items():
-                    self.room_news(room, info)
-                for room, info in news.rooms.leave.items():
-                    self.room_news(room, info)
+            await self.client.sync_forever(timeout=30_000, full_state=True)
         except asyncio.CancelledError:
             raise
         except BaseException as problem:  # nothing the server says may end a client's sync
             saw(kind="broken", problem=repr(problem))
+
+    def news(self, news):
+        if isinstance(news, nio.SyncError):
+            return saw(kind="broken", problem=repr(news))
+        for room, info in news.rooms.invite.items():
+            inviter = next(e.sender for e in info.invite_state if isinstance(e, nio.InviteMemberEvent)
+                           and e.state_key == self.client.user_id)
+            saw(kind="mine", room=room, membership="invite", sender=inviter)
+        for room, info in (news.rooms.join | news.rooms.leave).items():
+            self.room_news(room, info)
+        # What could not be read when it came may have been waiting for its key.
+        waiting, self.undecrypted = self.undecrypted, []
+        for event in waiting:
+            self.event_news(event.room_id, event)
 
     def room_news(self, room, info):
         for event in info.state + info.timeline.events:
@@ -138,6 +186,12 @@ class Person:
         source = event.source
         seen = {"room": room, "sender": event.sender}
         match event:
+            case nio.MegolmEvent():
+                try:
+                    self.event_news(room, self.client.decrypt_event(event))
+                except nio.EncryptionError as problem:
+                    saw(kind="undecrypted", **seen, event=event.event_id, problem=str(problem))
+                    self.undecrypted.append(event)
             case nio.BadEvent():
                 saw(kind="broken", problem=f"an event that nio cannot read: {source}")
             case nio.RoomMessageText():
@@ -146,7 +200,7 @@ class Person:
                     new = source["content"]["m.new_content"]["body"]
                     saw(kind="edit", **seen, of=relation["event_id"], body=new)
                 else:
-                    saw(kind="message", **seen, event=event.event_id, body=event.body)
+                    saw(kind="message", **seen, event=event.event_id, body=event.body, encrypted=event.decrypted)
             case nio.ReactionEvent():
                 saw(kind="reaction", **seen, to=event.reacts_to, key=event.key)
             case nio.RedactionEvent():
@@ -171,28 +225,9 @@ class Refused(Exception):
     pass
 
 
-def tell(line):
-    print(json.dumps(line), flush=True)
-
-
-def saw(**what):
-    tell({"saw": what})
-
-
-async def obey(person, command):
-    number, verb = command.pop("id"), command.pop("do")
-    try:
-        tell({"id": number, "result": await getattr(person, verb)(**command)})
-    except Exception as problem:
-        tell({"id": number, "error": str(problem) or repr(problem)})
-
-
 async def main(server):
     person = Person(server)
-    commands = asyncio.StreamReader()
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
-    while line := await commands.readline():
-        await obey(person, json.loads(line))
+    await obey(person)
     if person.client:
         await person.client.close()
 

@@ -15,7 +15,6 @@ import asyncio
 import json
 import pathlib
 import secrets
-import shlex
 import signal
 import socket
 import sys
@@ -24,12 +23,10 @@ import time
 import urllib.error
 import urllib.request
 
+from driven import Mismatch, Person
+
 SECONDS_MAX = 20
 ROOMS = 33
-
-
-class Mismatch(Exception):
-    """What came is not what the scenario demands."""
 
 
 class Server:
@@ -115,45 +112,22 @@ async def ask(server, method, path, body=None, token=None):
     return await asyncio.to_thread(send)
 
 
-class Client:
+class Client(Person):
     """The client under test: what it is told to do, and what it shows."""
 
+    seconds_max = SECONDS_MAX
+
     def __init__(self):
-        self.view, self.news, self.answers, self.problem = {}, asyncio.Condition(), {}, None
+        super().__init__("the client")
+        self.view, self.problem = {}, None
 
-    async def start(self, command, url):
-        self.process = await asyncio.create_subprocess_exec(
-            *shlex.split(command), url, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=1 << 24)
-        self.listening = asyncio.create_task(self.listen())
-
-    async def listen(self):
-        while line := await self.process.stdout.readline():
-            try:
-                line = json.loads(line)
-            except ValueError:  # a library's own chatter
-                print(line.decode().rstrip(), file=sys.stderr)
-                continue
-            async with self.news:
-                if "view" in line:
-                    self.view = line["view"]
-                elif "broken" in line:
-                    self.problem = line["broken"]
-                else:
-                    self.answers.pop(line["id"]).set_result(line)
-                self.news.notify_all()
-
-    async def do(self, verb, **details):
-        number = secrets.randbits(40)
-        answer = self.answers[number] = asyncio.get_running_loop().create_future()
-        self.process.stdin.write(json.dumps({"id": number, "do": verb, **details}).encode() + b"\n")
-        await self.process.stdin.drain()
-        try:
-            answer = await asyncio.wait_for(answer, SECONDS_MAX)
-        except TimeoutError:
-            raise Mismatch(f"no answer to {verb} {details}") from None
-        if "error" in answer:
-            raise Mismatch(f"{verb} {details} failed: {answer['error']}")
-        return answer["result"]
+    async def take(self, line):
+        if "view" not in line and "broken" not in line:
+            return await super().take(line)
+        async with self.news:
+            self.view = line.get("view", self.view)
+            self.problem = line.get("broken", self.problem)
+            self.news.notify_all()
 
     async def shows(self, what, holds):
         """Waits until the view is as it must be."""

@@ -16,6 +16,7 @@ import threading
 import time
 import traceback
 
+import encryption
 import scenarios
 from people import Mismatch, Person
 from servers import KINDS, Authority
@@ -72,9 +73,9 @@ class Report:
             stage.scenario.play(stage)
             outcome, why = "ok", ""
         except Mismatch as mismatch:
-            where = next((it.lineno for it in reversed(traceback.extract_tb(mismatch.__traceback__))
-                          if it.filename == scenarios.__file__), "?")
-            outcome, why = "FAILED", f"line {where}: {mismatch}"
+            where = next((f"{pathlib.Path(it.filename).name} line {it.lineno}" for it in reversed(traceback.extract_tb(mismatch.__traceback__))
+                          if it.filename in (scenarios.__file__, encryption.__file__)), "?")
+            outcome, why = "FAILED", f"{where}: {mismatch}"
         except Exception as error:  # noqa: BLE001 - a mistake in a scenario fails that case and no other
             outcome, why = "FAILED", "".join(traceback.format_exception(error))
         with self.lock:

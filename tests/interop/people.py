@@ -132,12 +132,13 @@ class Person:
         return answer
 
     def refused(self, status, code, method, path, body=None, query=None):
-        """A call that must be refused; `code` may be several."""
+        """A call that must be refused; `status` and `code` may be several."""
         try:
             answer = self.call(method, path, body, query)
         except Refused as refused:
             codes = (code,) if isinstance(code, str) else code
-            if refused.status == status and refused.code in codes:
+            statuses = (status,) if isinstance(status, int) else status
+            if refused.status in statuses and refused.code in codes:
                 return
             raise Mismatch(f"{refused}, not with {status} {'/'.join(codes)}") from None
         raise Mismatch(f"{method} {path} at {self.server} was not refused with {status} {code}: {json.dumps(answer)[:300]}")

@@ -7,7 +7,7 @@ import concurrent.futures
 import secrets
 import time
 
-from people import Mismatch, equal, eventually, quote, same_state
+from people import Mismatch, Refused, equal, eventually, quote, same_state
 
 ALL = []
 # After a cut a server may wait before it tries again: half a minute, if it does not hear from the other sooner.
@@ -217,6 +217,48 @@ def several_creators(stage):
     same_state(room, alice, bob)
 
 
+@scenario(short=True)
+def redactions_of_state(stage):
+    """What a redaction leaves of an event goes by the room's version, and is the same on both servers."""
+    alice, bob, room = meet(stage)
+    version, server = int(stage.version), stage.here.name
+    levels = {**alice.asks(room, "m.room.power_levels"), "invite": 3, "x": 1}
+    kept = ["ban", "events", "events_default", "kick", "redact", "state_default", "users", "users_default"]
+    kept += ["invite"] if version >= 11 else []
+    cases = [
+        ("m.room.power_levels", "", levels, {field: levels[field] for field in kept if field in levels}),
+        ("m.room.join_rules", "", {"join_rule": "public", "allow": [], "x": 1}, {"join_rule": "public", **({"allow": []} if version >= 8 else {})}),
+        ("m.room.history_visibility", "", {"history_visibility": "shared", "x": 1}, {"history_visibility": "shared"}),
+        ("m.room.member", alice.id, {"membership": "join", "displayname": "A", "x": 1}, {"membership": "join"}),
+        ("m.room.aliases", server, {"aliases": [], "x": 1}, {"aliases": []} if version < 6 else {}),
+        ("m.room.topic", "", {"topic": "gone"}, {}),
+        ("org.example.thing", "key", {"membership": "join", "redacts": "x"}, {}),
+    ]
+    for kind, key, content, left in cases:
+        event = alice.sets(room, kind, content, key)
+        is_shown = kind != "m.room.aliases"  # which Synapse shows nobody but as state
+        if is_shown:
+            bob.hears(room, event, kind)
+        else:
+            eventually("the aliases are known", lambda: (kind, key) in bob.state(room))
+        bob.hears(room, alice.redacts(room, event, reason="a test"), "the redaction")
+        for person in alice, bob:
+            eventually(f"{kind} is redacted", lambda: equal(f"content for {person}", person.asks(room, kind, key), left) or True)
+            if is_shown:
+                equal(f"{kind} by itself", person.event(room, event)["content"], left)
+    # A redaction is an event, too; from version 11 on, it keeps the event that it redacted.
+    said = alice.sends(room, "one")
+    redaction = alice.redacts(room, said, reason="to be gone")
+    bob.hears(room, redaction)
+    bob.hears(room, alice.redacts(room, redaction))
+    for person in alice, bob:
+        eventually("the redaction is redacted", lambda: equal(
+            "content", person.event(room, redaction)["content"], {"redacts": said} if version >= 11 else {}) or True)
+        equal("what it redacted", person.event(room, said)["content"], {})
+    talk(alice, bob, room)
+    same_state(room, alice, bob)
+
+
 # Members
 
 
@@ -402,6 +444,66 @@ def invitation_rejected(stage):
 
 
 @scenario()
+def invitation_and_ban(stage):
+    alice, bob = stage.person(stage.here), stage.person(stage.there, "bob")
+    room = alice.creates(stage.version, preset="private_chat", invite=[bob.id])
+    bob.sees_own(room, "invite")
+    # Synapse neither tells nor hears of a ban where the server of who is banned is not in the room.
+    alice.acts("ban", room, bob, reason="a mistake")
+    bob.refused(403, "M_FORBIDDEN", "POST", f"/join/{quote(room)}", {}, [("server_name", stage.here.name), ("via", stage.here.name)])
+    alice.refused(403, ("M_FORBIDDEN", "M_BAD_STATE"), "POST", f"/rooms/{quote(room)}/invite", {"user_id": bob.id})
+    alice.acts("unban", room, bob)
+    alice.acts("invite", room, bob)
+    bob.sees_own(room, "invite")
+    bob.joins(room)
+    talk(alice, bob, room)
+
+
+@scenario()
+def forgotten_and_joined_again(stage):
+    alice, bob, room = meet(stage)
+    said = [alice.sends(room, f"number {number}") for number in range(5)]
+    bob.hears(room, said[-1])
+    bob.leaves(room)
+    bob.sees_own(room, "leave")
+    bob.call("POST", f"/rooms/{quote(room)}/forget")
+    alice.sees_membership(room, bob, "leave")
+    said += [alice.sends(room, f"number {number}") for number in range(5, 10)]
+    bob.joins(room, stage.here)
+    bob.sees_own(room, "join")
+    alice.sees_membership(room, bob, "join")
+    talk(alice, bob, room)
+    eventually("all that was said can be read", lambda: set(said) <= {event["event_id"] for event in bob.pages(room)})
+    same_state(room, alice, bob)
+
+
+@scenario()
+def rooms_that_stay_at_home(stage):
+    alice, bob = stage.person(stage.here), stage.person(stage.there, "bob")
+    room = alice.creates(stage.version, creation_content={"m.federate": False})
+    # An invitation may be sent by the room's rules, and Synapse refuses it all the same. It lets nobody in.
+    status, _, _ = alice.request("POST", f"/_matrix/client/v3/rooms/{quote(room)}/invite", {"user_id": bob.id})
+    equal("status of the invitation", status in (200, 403), True)
+    try:
+        bob.joins(room, stage.here)
+    except Refused as refused:
+        equal("status", refused.status in (403, 404), True)
+    else:
+        raise Mismatch("bob joined a room that does not federate")
+
+
+@scenario()
+def joined_past_a_dead_server(stage):
+    """Of the servers that may know the room, the first does not answer."""
+    alice, bob = stage.person(stage.here), stage.person(stage.there, "bob")
+    room = alice.creates(stage.version)
+    names = ["127.0.0.9:9", stage.here.name]
+    bob.call("POST", f"/join/{quote(room)}", {}, [(key, name) for key in ("server_name", "via") for name in names])
+    alice.sees_membership(room, bob, "join")
+    talk(alice, bob, room)
+
+
+@scenario()
 def invitation_withdrawn(stage):
     alice, bob = stage.person(stage.here), stage.person(stage.there, "bob")
     room = alice.creates(stage.version, preset="private_chat", invite=[bob.id])
@@ -519,6 +621,34 @@ def restricted_rooms_of_the_other_server(stage):
     same_state(room, bob, carol)
 
 
+@scenario(since=8)
+def restricted_by_a_space_elsewhere(stage):
+    """The space began on the other server, and the room's server knows who is in it because it is, too."""
+    alice, bob = stage.person(stage.here), stage.person(stage.there, "bob")
+    dave = stage.person(stage.there, "dave")
+    space = bob.creates(stage.version, creation_content={"type": "m.space"})
+    alice.joins(space, stage.there)
+    bob.sees_membership(space, alice, "join")
+    room = alice.creates(stage.version, preset="private_chat", initial_state=[
+        {"type": "m.room.join_rules", "state_key": "", "content": {
+            "join_rule": "restricted", "allow": [{"type": "m.room_membership", "room_id": space}]}}])
+    bob.sets(space, "m.space.child", {"via": [stage.here.name]}, room)
+    bob.joins(room, stage.here)
+    alice.sees_membership(room, bob, "join")
+    dave.joins(space)
+    alice.sees_membership(space, dave, "join")
+    bob.acts("kick", space, dave)
+    alice.sees_membership(space, dave, "leave")
+    dave.refused(403, "M_FORBIDDEN", "POST", f"/join/{quote(room)}", {}, [("server_name", stage.here.name), ("via", stage.here.name)])
+    dave.joins(space)
+    # Alice has seen him leave before, so that what she waits for is his return.
+    alice.sees_membership(space, dave, "join")
+    dave.joins(room, stage.here)
+    alice.sees_membership(room, dave, "join")
+    talk(alice, dave, room)
+    same_state(room, alice, bob)
+
+
 @scenario(since=10)
 def knock_restricted_rooms(stage):
     alice, bob = stage.person(stage.here), stage.person(stage.there, "bob")
@@ -582,6 +712,19 @@ def presence(stage):
 
 
 @scenario()
+def presence_of_who_comes(stage):
+    """Whoever comes into a room learns how present its members are, and they learn it of the newcomer, though nothing changes then."""
+    alice, bob = stage.person(stage.here), stage.person(stage.there, "bob")
+    for person in alice, bob:
+        person.call("PUT", f"/presence/{quote(person.id)}/status", {"presence": "online", "status_msg": f"at {person.server}"})
+    room = alice.creates(stage.version)
+    bob.joins(room, stage.here)
+    for one, other in (bob, alice), (alice, bob):
+        other.until("the other is online", lambda it: (
+            it.presence.get(one.id, {}).get("presence") == "online" and it.presence[one.id].get("status_msg") == f"at {one.server}"))
+
+
+@scenario()
 def to_device_messages(stage):
     alice, bob = stage.person(stage.here), stage.person(stage.there, "bob")
     for one, other in (alice, bob), (bob, alice):
@@ -602,109 +745,6 @@ def to_device_messages(stage):
         equal("numbers", numbers, list(range(100, 130)))
 
 
-class Keys:
-    """Keys of a device or of cross-signing, made as a client makes them."""
-
-    def __init__(self):
-        import nacl.signing
-
-        self.signing = nacl.signing.SigningKey.generate()
-        self.public = self.text(bytes(self.signing.verify_key))
-
-    @staticmethod
-    def text(data):
-        import unpaddedbase64
-
-        return unpaddedbase64.encode_base64(data)
-
-    def sign(self, user, key_id, content):
-        import canonicaljson
-
-        signature = self.text(self.signing.sign(canonicaljson.encode_canonical_json(content)).signature)
-        signatures = {user: {f"ed25519:{key_id}": signature}}
-        return {**content, "signatures": signatures}
-
-
-def upload_device(person):
-    keys = Keys()
-    device = keys.sign(person.id, person.device, {
-        "user_id": person.id, "device_id": person.device,
-        "algorithms": ["m.olm.v1.curve25519-aes-sha2", "m.megolm.v1.aes-sha2"],
-        "keys": {f"ed25519:{person.device}": keys.public, f"curve25519:{person.device}": Keys().public}})
-    once = keys.sign(person.id, person.device, {"key": Keys().public})
-    spare = keys.sign(person.id, person.device, {"key": Keys().public, "fallback": True})
-    person.call("POST", "/keys/upload", {
-        "device_keys": device, "one_time_keys": {"signed_curve25519:AAAA": once},
-        "fallback_keys": {"signed_curve25519:SPARE": spare}})
-    return device, once, spare
-
-
-def query(asker, *people):
-    answer = asker.call("POST", "/keys/query", {"device_keys": {person.id: [] for person in people}, "timeout": 10000})
-    equal("failures", answer.get("failures", {}), {})
-    return answer
-
-
-@scenario()
-def device_lists_and_keys(stage):
-    alice, bob, room = meet(stage, initial_state=[
-        {"type": "m.room.encryption", "state_key": "", "content": {"algorithm": "m.megolm.v1.aes-sha2"}}])
-    for one, other in (alice, bob), (bob, alice):
-        other.looks()
-        other.changed_devices.clear()
-        device, once, spare = upload_device(one)
-        other.until("the devices changed", lambda it: one.id in it.changed_devices)
-
-        def first():
-            told = query(other, one)["device_keys"].get(one.id, {}).get(one.device, {})
-            equal("keys of the device", told.get("keys"), device["keys"])
-            equal("signatures", told.get("signatures"), device["signatures"])
-            return True
-
-        eventually("the device's keys are told", first)
-        for wanted in once, spare, spare:
-            claimed = other.call("POST", "/keys/claim", {"one_time_keys": {one.id: {one.device: "signed_curve25519"}}})
-            equal("failures", claimed.get("failures", {}), {})
-            equal("claimed", list(claimed["one_time_keys"][one.id][one.device].values()), [wanted])
-
-        # Cross-signing keys.
-        other.changed_devices.clear()
-        master, own = Keys(), Keys()
-        master_key = {"user_id": one.id, "usage": ["master"], "keys": {f"ed25519:{master.public}": master.public}}
-        own_key = master.sign(one.id, master.public, {
-            "user_id": one.id, "usage": ["self_signing"], "keys": {f"ed25519:{own.public}": own.public}})
-        one.call("POST", "/keys/device_signing/upload", {"master_key": master_key, "self_signing_key": own_key, "auth": {
-            "type": "m.login.password", "password": one.password, "identifier": {"type": "m.id.user", "user": one.id}}})
-        other.until("the cross-signing keys changed", lambda it: one.id in it.changed_devices)
-
-        def signed():
-            told = query(other, one)
-            equal("master key", told["master_keys"].get(one.id, {}).get("keys"), master_key["keys"])
-            equal("own key", told["self_signing_keys"].get(one.id, {}).get("keys"), own_key["keys"])
-            return True
-
-        eventually("the cross-signing keys are told", signed)
-
-        # A device that goes.
-        login = one.call("POST", "/login", {"type": "m.login.password", "password": one.password,
-                                            "identifier": {"type": "m.id.user", "user": one.id}})
-        other.changed_devices.clear()
-        token, one.token = one.token, login["access_token"]
-        name, one.device = one.device, login["device_id"]
-        upload_device(one)
-        other.until("there is another device", lambda it: one.id in it.changed_devices)
-        eventually("both devices are told", lambda: set(query(other, one)["device_keys"][one.id]) == {name, one.device})
-        other.changed_devices.clear()
-        one.call("POST", "/logout", {})
-        one.token, one.device = token, name
-        other.until("a device is gone", lambda it: one.id in it.changed_devices)
-        eventually("one device is told", lambda: set(query(other, one)["device_keys"][one.id]) == {name})
-    # Who shares no room any more.
-    talk(alice, bob, room)
-    bob.leaves(room)
-    alice.until("bob's devices are no longer followed", lambda it: bob.id in it.left_devices)
-
-
 # Look-ups
 
 
@@ -721,6 +761,47 @@ def profiles(stage):
         eventually("the picture is told", lambda: other.call("GET", f"/profile/{quote(one.id)}/avatar_url") == {"avatar_url": picture}, PROFILE_SECONDS_MAX)
         equal("name alone", other.call("GET", f"/profile/{quote(one.id)}/displayname"), {"displayname": told["displayname"]})
         other.refused(404, "M_NOT_FOUND", "GET", f"/profile/{quote('@nobody:' + one.server.name)}")
+
+
+@scenario()
+def profile_fields(stage):
+    alice, bob, room = meet(stage)
+    for one, other in (alice, bob), (bob, alice):
+        fields = {"m.tz": "Europe/Paris", "org.example.field": {"deep": ["ü", 1, None]}}
+        for field, value in fields.items():
+            one.call("PUT", f"/profile/{quote(one.id)}/{field}", {field: value})
+
+        def told():
+            profile = other.call("GET", f"/profile/{quote(one.id)}")
+            equal("fields", {field: profile.get(field) for field in fields}, fields)
+            equal("a field alone", other.call("GET", f"/profile/{quote(one.id)}/m.tz"), {"m.tz": "Europe/Paris"})
+            return True
+
+        eventually("the fields are told", told, PROFILE_SECONDS_MAX)
+        picture = f"mxc://{one.server.name}/picture"
+        one.call("PUT", f"/profile/{quote(one.id)}/avatar_url", {"avatar_url": picture})
+        other.until("the new picture", lambda it: (
+            it.room(room).content("m.room.member", one.id) or {}).get("avatar_url") == picture)
+        one.call("DELETE", f"/profile/{quote(one.id)}/m.tz")
+        eventually("the field is gone", lambda: "m.tz" not in other.call("GET", f"/profile/{quote(one.id)}"), PROFILE_SECONDS_MAX)
+
+
+@scenario()
+def user_directory(stage):
+    alice, bob, _ = meet(stage)
+    stranger = stage.person(stage.there, "stranger")
+    for one, other in (alice, bob), (bob, alice):
+        word = f"Name{secrets.token_hex(4)}"
+        one.call("PUT", f"/profile/{quote(one.id)}/displayname", {"displayname": f"{word} Doe"})
+        if one is bob:
+            stranger.call("PUT", f"/profile/{quote(stranger.id)}/displayname", {"displayname": f"{word} Roe"})
+
+        def found():
+            results = other.call("POST", "/user_directory/search", {"search_term": word, "limit": 20})["results"]
+            equal("users", [(user["user_id"], user.get("display_name")) for user in results], [(one.id, f"{word} Doe")])
+            return True
+
+        eventually(f"{other} finds {one}", found)
 
 
 @scenario()
@@ -904,6 +985,86 @@ def who_joined_late_sees_no_past(stage):
 
 
 @scenario()
+def history_visibilities(stage):
+    """What was said before one was invited, between that and the join, and after it."""
+    alice, bob = stage.person(stage.here), stage.person(stage.there, "bob")
+    wanted = {"world_readable": (True, True), "shared": (True, True), "invited": (False, True), "joined": (False, False)}
+    for visibility, seen in wanted.items():
+        room = alice.creates(stage.version, initial_state=[
+            {"type": "m.room.history_visibility", "state_key": "", "content": {"history_visibility": visibility}}])
+        before = alice.sends(room, "before")
+        alice.acts("invite", room, bob)
+        bob.sees_own(room, "invite")
+        between = alice.sends(room, "between")
+        bob.joins(room, stage.here)
+        bob.hears(room, alice.sends(room, "after"))
+
+        def whole():
+            found = {event["event_id"] for event in bob.pages(room)}
+            equal(f"seen of a room that is {visibility}", (before in found, between in found), seen)
+            return True
+
+        eventually("all that may be seen is seen", whole)
+        for event, is_seen in zip((before, between), seen):
+            if not is_seen:
+                bob.refused(404, "M_NOT_FOUND", "GET", f"/rooms/{quote(room)}/event/{quote(event)}")
+                bob.refused((403, 404), ("M_NOT_FOUND", "M_FORBIDDEN"), "GET", f"/rooms/{quote(room)}/context/{quote(event)}")
+
+
+@scenario()
+def relations_from_before_the_join(stage):
+    """Edits, reactions, threads and redactions count for who gets them together with what they speak of, long after."""
+    alice, bob = stage.person(stage.here), stage.person(stage.there, "bob")
+    room = alice.creates(stage.version)
+    first = alice.sends(room, "first")
+    edit = alice.sends(room, {
+        "msgtype": "m.text", "body": "* second", "m.new_content": {"msgtype": "m.text", "body": "second"},
+        "m.relates_to": {"rel_type": "m.replace", "event_id": first}})
+    reaction = alice.sends(room, {"m.relates_to": {"rel_type": "m.annotation", "event_id": first, "key": "+"}}, "m.reaction")
+    replies = [alice.sends(room, {"msgtype": "m.text", "body": f"reply {number}", "m.relates_to": {
+        "rel_type": "m.thread", "event_id": first}}) for number in range(3)]
+    gone = alice.sends(room, "to be redacted")
+    redaction = alice.redacts(room, gone)
+    for number in range(60):
+        alice.sends(room, f"later {number}")
+    bob.joins(room, stage.here)
+
+    def whole():
+        found = {event["event_id"]: event for event in bob.pages(room)}
+        lacking = {first, edit, reaction, gone, redaction, *replies} - set(found)
+        equal("events that are lacking", lacking, set())
+        equal("content of what was redacted", found[gone]["content"], {})
+        bundled = bob.event(room, first)["unsigned"]["m.relations"]
+        equal("edit", bundled["m.replace"]["event_id"], edit)
+        thread = bundled["m.thread"]
+        equal("thread", (thread["latest_event"]["event_id"], thread["count"]), (replies[-1], 3))
+        path = f"/_matrix/client/v1/rooms/{quote(room)}/relations/{quote(first)}"
+        equal("reactions", [it["event_id"] for it in bob.call("GET", f"{path}/m.annotation")["chunk"]], [reaction])
+        equal("replies", [it["event_id"] for it in bob.call("GET", f"{path}/m.thread")["chunk"]], replies[::-1])
+        return True
+
+    eventually("everything that relates is found", whole, 40)
+
+
+@scenario()
+def a_room_with_much_state(stage):
+    alice = stage.person(stage.here)
+    room = alice.creates(stage.version, initial_state=[
+        {"type": "org.example.thing", "state_key": f"key {number}", "content": {"number": number}} for number in range(300)])
+    crew = [stage.person(stage.here, f"c{number}") for number in range(12)]
+    for person in crew:
+        person.joins(room)
+    bob, dave = stage.person(stage.there, "bob"), stage.person(stage.there, "dave")
+    bob.joins(room, stage.here)
+    talk(alice, bob, room)
+    dave.joins(room, stage.here)
+    alice.sees_membership(room, dave, "join")
+    equal("members", len(bob.call("GET", f"/rooms/{quote(room)}/joined_members")["joined"]), 15)
+    equal("a state", bob.asks(room, "org.example.thing", "key 299"), {"number": 299})
+    same_state(room, alice, bob)
+
+
+@scenario()
 def an_event_near_a_time(stage):
     alice, bob = stage.person(stage.here), stage.person(stage.there, "bob")
     room = alice.creates(stage.version)
@@ -940,6 +1101,39 @@ def upgraded_rooms(stage):
     create = bob.asks(other, "m.room.create")
     equal("version and predecessor", (create["room_version"], create["predecessor"]["room_id"]), (newer, room))
     equal("name", bob.asks(other, "m.room.name"), {"name": "Old house"})
+    talk(alice, bob, other)
+    same_state(other, alice, bob)
+
+
+@scenario()
+def upgraded_by_the_other_server(stage):
+    """A moderator of the other server replaces the room; both sides find their settings in the new one, and its aliases."""
+    alice, bob, room = meet(stage, name="Old house")
+    levels = alice.asks(room, "m.room.power_levels")
+    levels.setdefault("users", {})[bob.id] = 100
+    levels["events"]["m.room.tombstone"] = 100
+    bob.hears(room, alice.sets(room, "m.room.power_levels", levels))
+    alias = f"#house-{secrets.token_hex(4)}:{stage.there.name}"
+    bob.call("PUT", f"/directory/room/{quote(alias)}", {"room_id": room})
+    for person in alice, bob:
+        person.call("PUT", f"/user/{quote(person.id)}/rooms/{quote(room)}/tags/u.mine", {"order": 0.25})
+        person.call("PUT", f"/pushrules/global/room/{quote(room)}", {"actions": ["notify"]})
+    newer = "11" if stage.version == "12" else "12"
+    other = bob.call("POST", f"/rooms/{quote(room)}/upgrade", {"new_version": newer})["replacement_room"]
+    alice.until("the tombstone", lambda it: (it.room(room).content("m.room.tombstone") or {}).get("replacement_room") == other)
+    alice.joins(other, stage.there)
+    bob.sees_membership(other, alice, "join")
+    equal("the alias", alice.call("GET", f"/directory/room/{quote(alias)}")["room_id"], other)
+    equal("name", alice.asks(other, "m.room.name"), {"name": "Old house"})
+    for person in alice, bob:
+        def carried():
+            tags = person.call("GET", f"/user/{quote(person.id)}/rooms/{quote(other)}/tags")["tags"]
+            equal(f"tags of {person}", tags, {"u.mine": {"order": 0.25}})
+            rules = person.call("GET", "/pushrules/")["global"].get("room", [])
+            equal(f"{person} has the rule for the new room", other in {rule["rule_id"] for rule in rules}, True)
+            return True
+
+        eventually("the settings are carried over", carried)
     talk(alice, bob, other)
     same_state(other, alice, bob)
 
