@@ -148,12 +148,13 @@ impl Polls {
         let deadline = self.0.env.instant() + timeout.min(POLL_MAX);
         let mut place = None;
         let look = Arc::new(move |parts: &Parts, has_waited: bool| {
-            let found = look(parts)?;
-            // Whatever ends the session wakes the poll, so that no answer is given to whom it is not meant for any more.
-            if has_waited {
+            let found = look(parts);
+            // Whatever ends the session wakes the poll, so that no answer is given to whom it is not meant for any more. The rows of a
+            // device go with its session, so that a look which fails says nothing before the session was looked at.
+            if has_waited || found.is_err() {
                 tokens::require_still(&*parts.store.snapshot(), &caller)?;
             }
-            Ok(found)
+            found
         });
         loop {
             let (parts, looked, has_waited) = (Arc::clone(&self.0), Arc::clone(&look), place.is_some());

@@ -143,7 +143,7 @@ pub fn was_seen(
 pub struct LogIn {
     /// The id that the client asks for; one is made if there is none.
     pub id: Option<OwnedDeviceId>,
-    /// The name for people, if the device is new.
+    /// The name for people, if the device is new. That of a suspended account has none.
     pub display_name: Option<String>,
     /// The address that the log-in came from, if it is known.
     pub ip: Option<IpAddr>,
@@ -172,7 +172,9 @@ pub fn log_in(batch: &mut Batch, env: &Env, user: UserNum, log_in: LogIn) -> Res
     // An ended device of the same id may not be swept yet; its settings must not pass to the new device.
     account_data::delete(batch, user, &account_data::settings_of_device(&id))?;
     let account = users::change(batch, user, |row| row.last_device = DeviceNum(row.last_device.0 + 1))?;
-    let display_name = log_in.display_name.map(|name| name.chars().take(DISPLAY_NAME_CHARS_MAX).collect());
+    // Others are shown the name, and a suspended user tells others nothing.
+    let name = log_in.display_name.filter(|_| !account.is_suspended);
+    let display_name = name.map(|name| name.chars().take(DISPLAY_NAME_CHARS_MAX).collect());
     let row = DeviceRow { num: account.last_device, display_name, created_ms: env.now_ms() };
     put(batch, user, &id, &row);
     note_seen(batch, user, row.num, env.now_ms(), SeenFrom { ip: log_in.ip, agent: None });

@@ -1,7 +1,8 @@
 //! Rendezvous: two devices that know no secret of each other yet meet here while one is being logged in by a QR code (MSC4108, MSC4388).
 //! A session is one small payload that either overwrites, and means nothing to the server.
 //!
-//! Sessions live in memory, for minutes, and are bounded in number: over all, and for each user or address that begins them.
+//! Sessions live in memory, for minutes, and are bounded in number: over all, and for each user or address that begins them. When as many
+//! are open as may be, whoever holds most gives way, so that nobody keeps others from logging in.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -9,7 +10,10 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::{
-    env::{Env, payer::Payer},
+    env::{
+        Env,
+        payer::{Payer, Payers},
+    },
     error::{Error, Refusal, Result},
 };
 
@@ -59,7 +63,7 @@ pub enum Written {
 
 struct Session {
     kind: Kind,
-    payer: Payer,
+    payers: Payers,
     seen: Seen,
 }
 
@@ -80,33 +84,43 @@ fn check_payload(payload: &Bytes) -> Result<()> {
     Ok(())
 }
 
+/// The oldest session of those who hold most.
+fn find_to_give_way(sessions: &BTreeMap<String, Session>) -> Option<String> {
+    let mut counts: BTreeMap<Payer, usize> = BTreeMap::new();
+    for session in sessions.values() {
+        *counts.entry(session.payers.narrowest()).or_default() += 1;
+    }
+    let (most, _) = counts.into_iter().max_by_key(|(_, count)| *count)?;
+    let of_most = sessions.iter().filter(|(_, session)| session.payers.narrowest() == most);
+    of_most.min_by_key(|(_, session)| session.seen.ends_ms).map(|(id, _)| id.clone())
+}
+
 impl Board {
-    /// Opens a session, and answers its id. Errors: 413 for a payload that is too large, 429 while as many are open as may be, over all or
-    /// for this payer.
-    pub fn open(&self, env: &Env, kind: Kind, payer: Payer, payload: Bytes) -> Result<(String, Seen)> {
+    /// Opens a session, and answers its id. While as many are open as may be, the oldest of the address that holds most gives way, or of the
+    /// user where many share the address. Errors: 413 for a payload that is too large, 429 while this payer has as many as one may have.
+    pub fn open(&self, env: &Env, kind: Kind, payers: Payers, payload: Bytes) -> Result<(String, Seen)> {
         check_payload(&payload)?;
         let now_ms = env.now_ms();
         let mut sessions = self.0.lock();
         sessions.retain(|_, session| session.seen.ends_ms > now_ms);
-        let of_payer = sessions.values().filter(|session| session.payer == payer).map(|it| it.seen.ends_ms);
+        let payer = payers.first();
+        let of_payer = sessions.values().filter(|session| session.payers.first() == payer);
         // Clients behind a proxy on this machine cannot be told apart, so that none of them has a share.
         let is_one = !matches!(payer, Payer::Anybody | Payer::Server);
-        let is_full = sessions.len() >= SESSIONS_MAX;
-        let first_ends_ms = if is_full {
-            sessions.values().map(|session| session.seen.ends_ms).min()
-        } else if is_one && of_payer.clone().count() >= SESSIONS_OF_ONE_MAX {
-            of_payer.min()
-        } else {
-            None
-        };
-        if let Some(ends_ms) = first_ends_ms {
-            tracing::debug!(?payer, is_full, reason = "too many sessions", "a rendezvous is refused");
+        if is_one && of_payer.clone().count() >= SESSIONS_OF_ONE_MAX {
+            tracing::debug!(?payer, reason = "too many sessions", "a rendezvous is refused");
+            let ends_ms = of_payer.map(|session| session.seen.ends_ms).min().unwrap_or(now_ms);
             return Err(Error::Busy { retry_after: Duration::from_millis(ends_ms.saturating_sub(now_ms)) });
+        }
+        while sessions.len() >= SESSIONS_MAX {
+            let Some(id) = find_to_give_way(&sessions) else { break };
+            tracing::debug!(reason = "too many sessions", "a rendezvous gives way: its address holds most");
+            sessions.remove(&id);
         }
         let id = env.random_string(ID_CHARACTERS);
         let token = env.random_string(TOKEN_CHARACTERS);
         let seen = Seen { payload, token, changed_ms: now_ms, ends_ms: now_ms.saturating_add(SESSION_MS) };
-        sessions.insert(id.clone(), Session { kind, payer, seen: seen.clone() });
+        sessions.insert(id.clone(), Session { kind, payers, seen: seen.clone() });
         Ok((id, seen))
     }
 
@@ -168,7 +182,7 @@ mod tests {
     #[test]
     fn who_knows_the_last_payload_writes_the_next() {
         let (board, env) = (Board::default(), env());
-        let (id, first) = board.open(&env, KIND, Payer::Anybody, payload("a")).unwrap();
+        let (id, first) = board.open(&env, KIND, Payers::one(Payer::Anybody), payload("a")).unwrap();
         assert_eq!(board.look(&env, KIND, &id).unwrap(), first);
         let Written::Done(second) = board.write(&env, KIND, &id, &first.token, payload("b")).unwrap() else {
             panic!("nobody else has written")
@@ -191,7 +205,7 @@ mod tests {
     #[test]
     fn the_older_proposal_repeats_nothing() {
         let (board, env, kind) = (Board::default(), env(), Kind::Msc4108);
-        let (id, first) = board.open(&env, kind, Payer::Anybody, payload("a")).unwrap();
+        let (id, first) = board.open(&env, kind, Payers::one(Payer::Anybody), payload("a")).unwrap();
         board.write(&env, kind, &id, &first.token, payload("b")).unwrap();
         let again = board.write(&env, kind, &id, &first.token, payload("b")).unwrap();
         assert!(matches!(again, Written::Overtaken(_)));
@@ -201,29 +215,55 @@ mod tests {
     fn payloads_and_sessions_are_bounded() {
         let (board, env) = (Board::default(), env());
         let large = Bytes::from(vec![b'x'; PAYLOAD_BYTES_MAX + 1]);
-        assert!(board.open(&env, KIND, Payer::Anybody, large.clone()).is_err());
-        let (id, first) = board.open(&env, KIND, Payer::Anybody, large.slice(1..)).unwrap();
+        assert!(board.open(&env, KIND, Payers::one(Payer::Anybody), large.clone()).is_err());
+        let (id, first) = board.open(&env, KIND, Payers::one(Payer::Anybody), large.slice(1..)).unwrap();
         assert!(board.write(&env, KIND, &id, &first.token, large).is_err());
         let open = |payer| board.open(&env, KIND, payer, Bytes::new()).map(|(id, _)| id);
-        let [alice, bob] = [1, 2].map(|user| Payer::User(UserNum(user)));
+        let [alice, bob] = [1, 2].map(|user| Payers::one(Payer::User(UserNum(user))));
         let of_alice: Vec<_> = (0..SESSIONS_OF_ONE_MAX).map(|_| open(alice).unwrap()).collect();
         assert!(matches!(open(alice), Err(Error::Busy { .. })));
         open(bob).unwrap();
         board.end(&env, KIND, &of_alice[0]).unwrap();
         open(alice).unwrap();
-        for number in 0.. {
-            if board.0.lock().len() == SESSIONS_MAX {
-                break;
-            }
-            open(Payer::Address(number / 5)).unwrap();
+    }
+
+    /// A board that is full of sessions of these payers, who open them in turn, and what `carol` has opened before, who has one.
+    fn overrun(board: &Board, env: &Env, carol: Payers, payers: impl Fn(u32) -> Payers) {
+        let of_carol = board.open(env, KIND, carol, payload("a")).unwrap().0;
+        for number in 0..SESSIONS_MAX as u32 + 200 {
+            let _ = board.open(env, KIND, payers(number), Bytes::new());
         }
-        assert!(matches!(open(Payer::Anybody), Err(Error::Busy { .. })));
+        assert_eq!(board.0.lock().len(), SESSIONS_MAX);
+        board.look(env, KIND, &of_carol).unwrap();
+        let another = Payers::of_request(None, [192, 0, 2, 77].into());
+        let of_another = board.open(env, KIND, another, payload("b")).unwrap().0;
+        for number in 0..200 {
+            let _ = board.open(env, KIND, payers(number), Bytes::new());
+        }
+        assert_eq!(board.0.lock().len(), SESSIONS_MAX);
+        for id in [of_carol, of_another] {
+            board.look(env, KIND, &id).unwrap();
+        }
+    }
+
+    #[test]
+    fn who_holds_most_gives_way_when_the_board_is_full() {
+        let carol = Payers::of_request(Some(UserNum(7)), [192, 0, 2, 7].into());
+        let user = |number: u32| Some(UserNum(1_000 + u64::from(number % 200)));
+        // Many accounts of one address, clients that cannot be told apart, and such with accounts.
+        overrun(&Board::default(), &env(), carol, |number| {
+            Payers::of_request(user(number), [192, 0, 2, 1].into())
+        });
+        overrun(&Board::default(), &env(), carol, |_| Payers::one(Payer::Anybody));
+        overrun(&Board::default(), &env(), carol, |number| {
+            Payers::of_request(user(number), [127, 0, 0, 1].into())
+        });
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_session_ends_by_itself_and_makes_room() {
         let (board, env) = (Board::default(), env());
-        let payer = Payer::User(UserNum(1));
+        let payer = Payers::one(Payer::User(UserNum(1)));
         let open = || board.open(&env, KIND, payer, Bytes::new());
         let ids: Vec<_> = (0..SESSIONS_OF_ONE_MAX).map(|_| open().unwrap().0).collect();
         let Err(Error::Busy { retry_after }) = open() else { panic!("too many are open") };

@@ -10,7 +10,7 @@ use std::{ops::Bound, time::Duration};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use hmac::{Hmac, KeyInit, Mac};
 use ruma::{
-    OwnedDeviceId,
+    DeviceId, OwnedDeviceId,
     api::error::{ErrorKind, UnknownTokenErrorData},
 };
 use sha2::{Digest, Sha256};
@@ -118,13 +118,23 @@ pub fn require_session(read: &(impl Read + ?Sized), caller: &Caller) -> Result<(
     require_account(read, caller).map(drop)
 }
 
+/// The account of a device that has not ended. None where either has.
+pub(super) fn find_account_of(
+    read: &(impl Read + ?Sized),
+    user: UserNum,
+    (device, device_id): (DeviceNum, &DeviceId),
+) -> Result<Option<UserRow>, Fault> {
+    let Some(account) = users::find(read, user)?.filter(|account| !account.is_deactivated) else {
+        return Ok(None);
+    };
+    let found = devices::find_live(read, user, &account.ended, device_id)?;
+    Ok(found.is_some_and(|found| found.num == device).then_some(account))
+}
+
 /// The account of a caller whose device has not ended.
 fn require_account(read: &(impl Read + ?Sized), caller: &Caller) -> Result<UserRow> {
-    if let Some(account) = users::find(read, caller.user)?.filter(|account| !account.is_deactivated) {
-        let device = devices::find_live(read, caller.user, &account.ended, &caller.device_id)?;
-        if device.is_some_and(|device| device.num == caller.device) {
-            return Ok(account);
-        }
+    if let Some(account) = find_account_of(read, caller.user, (caller.device, &*caller.device_id))? {
+        return Ok(account);
     }
     tracing::debug!(user = %caller.user, device = %caller.device, reason = "the device has ended", "a write is refused");
     Err(unknown_token("The device was logged out while the request was under way.", false))

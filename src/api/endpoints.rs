@@ -158,7 +158,7 @@ mod tests {
     /// that are made, their state, members and names, presence and typing. A redaction is decided by its handler.
     #[test]
     fn suspended_users_may_not_call_what_is_listed() {
-        const REFUSED: [&str; 26] = [
+        const REFUSED: [&str; 27] = [
             "DELETE /_matrix/client/v3/directory/room/{}",
             "DELETE /_matrix/client/v3/profile/{}/{}",
             "GET /_matrix/client/v1/admin/lock/{}",
@@ -178,6 +178,7 @@ mod tests {
             "POST /_matrix/client/v3/user/{}/openid/request_token",
             "PUT /_matrix/client/v1/admin/lock/{}",
             "PUT /_matrix/client/v1/admin/suspend/{}",
+            "PUT /_matrix/client/v3/devices/{}",
             "PUT /_matrix/client/v3/directory/list/room/{}",
             "PUT /_matrix/client/v3/directory/room/{}",
             "PUT /_matrix/client/v3/presence/{}/status",

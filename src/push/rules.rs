@@ -14,7 +14,10 @@ use ruma::{
 use crate::{
     error::{Error, Refusal, Result},
     ids::{Position, UserNum},
-    push::{compiled::Compiled, defaults},
+    push::{
+        compiled::{COMPILED_BYTES_MAX, Compiled},
+        defaults,
+    },
     schema,
     schema::accounts::WrittenRow,
     store::{Batch, Fault, LogEntry, Read},
@@ -71,7 +74,8 @@ pub fn changed_at(read: &(impl Read + ?Sized), user: UserNum) -> Result<Position
 }
 
 /// Changes the rules in this batch, and claims a position. The batch is accepted only if nobody else changes the rules
-/// meanwhile; on a conflict, the caller makes a new batch and calls this again.
+/// meanwhile; on a conflict, the caller makes a new batch and calls this again. Errors: 413 for a change that adds to rules that have
+/// reached a bound; one that does not add is never refused, so that there is always a way back.
 pub fn change(
     batch: &mut Batch,
     user: UserNum,
@@ -83,13 +87,16 @@ pub fn change(
         Some(row) => decode(row, user_id)?,
         None => defaults::default_rules(user_id),
     };
+    let before = Size::of(&rules, &encode(&rules)?, user_id);
     change(&mut rules)?;
-    let json = serde_json::to_vec(&rules).map_err(|error| Error::broken(error.to_string()))?;
-    if json.len() > RULES_BYTES_MAX || rules.iter().count() > RULES_MAX {
+    let json = encode(&rules)?;
+    let after = Size::of(&rules, &json, user_id);
+    let grows_past = |measure: fn(&Size) -> usize, most: usize| measure(&after) > most.max(measure(&before));
+    if grows_past(|size| size.bytes, RULES_BYTES_MAX) || grows_past(|size| size.count, RULES_MAX) {
         let most = format!("A user has at most {RULES_MAX} push rules, and {RULES_BYTES_MAX} bytes of them.");
         return Err(Refusal::too_large(most).into());
     }
-    if !Compiled::fits(&rules, user_id) {
+    if grows_past(|size| size.compiled, COMPILED_BYTES_MAX) {
         return Err(Refusal::too_large(
             "The patterns of your push rules are too long together; remove or shorten some.",
         )
@@ -97,6 +104,30 @@ pub fn change(
     }
     put(batch, user, row.as_ref(), json);
     Ok(())
+}
+
+fn encode(rules: &Ruleset) -> Result<Vec<u8>> {
+    serde_json::to_vec(rules).map_err(|error| Error::broken(error.to_string()))
+}
+
+/// The cost of a user's rules. The server adds rules of its own past every bound, so that only changes that make rules larger are
+/// held against the bounds.
+struct Size {
+    /// The bytes of their JSON, where a rule that is off takes no more than one that is on.
+    bytes: usize,
+    /// The number of rules.
+    count: usize,
+    /// About the bytes that they take in memory, to be judged.
+    compiled: usize,
+}
+
+impl Size {
+    fn of(rules: &Ruleset, json: &[u8], user_id: &UserId) -> Self {
+        // The word "false" is a letter longer than "true".
+        let off = rules.iter().filter(|rule| !rule.enabled()).count();
+        let (bytes, count) = (json.len().saturating_sub(off), rules.iter().count());
+        Self { bytes, count, compiled: Compiled::size_of_own(rules, user_id) }
+    }
 }
 
 /// Writes the rules of a user as they are from here on.
@@ -121,7 +152,7 @@ pub fn follow_threads(batch: &mut Batch, user: UserNum, user_id: &UserId) -> Res
         return Ok(());
     }
     defaults::add_thread_rules(&mut rules);
-    let json = serde_json::to_vec(&rules).map_err(|error| Error::broken(error.to_string()))?;
+    let json = encode(&rules)?;
     put(batch, user, row.as_ref(), json);
     Ok(())
 }
@@ -343,6 +374,103 @@ mod tests {
         assert!(set_enabled(&mut rules, RuleKind::from("sideways"), "a", true).is_err());
         set_actions(&mut rules, RuleKind::Underride, ".m.rule.message", vec![]).unwrap();
         assert!(require_rule(&rules, RuleKind::Underride, ".m.rule.message").unwrap().actions().is_empty());
+    }
+
+    /// Makes one change of the rules, and has it written.
+    fn write(store: &Store, make: impl FnOnce(&mut Ruleset) -> Result<()>) -> Result<()> {
+        let mut batch = store.batch(&Guard::alone());
+        change(&mut batch, ALICE, user_id!("@alice:x"), make)?;
+        drop(store.enqueue(batch).unwrap());
+        store.flush().unwrap();
+        Ok(())
+    }
+
+    /// Says what becomes of rules that have reached a bound when the server adds its own for threads.
+    fn full_rules_can_be_changed(full: &[NewPushRule], more: &NewPushRule) {
+        let (store, alice) = (store(), user_id!("@alice:x"));
+        write(&store, |rules| full.iter().try_for_each(|rule| insert(rules, rule.clone(), None, None)))
+            .unwrap();
+        let too_large = |result: Result<()>| {
+            assert_eq!(result.unwrap_err().refusal().unwrap().kind, ErrorKind::TooLarge);
+        };
+        too_large(write(&store, |rules| insert(rules, more.clone(), None, None)));
+        let mut batch = store.batch(&Guard::alone());
+        follow_threads(&mut batch, ALICE, alice).unwrap();
+        drop(store.enqueue(batch).unwrap());
+        store.flush().unwrap();
+        let enable = |id: &'static str, is_on| {
+            write(&store, |rules| {
+                let kinds = [RuleKind::Override, RuleKind::Content];
+                kinds
+                    .into_iter()
+                    .find_map(|kind| set_enabled(rules, kind, id, is_on).ok())
+                    .ok_or_else(no_such_rule)
+            })
+        };
+        for is_on in [true, false] {
+            enable(".m.rule.master", is_on).unwrap();
+        }
+        write(&store, |rules| set_actions(rules, RuleKind::Content, "rule 0", vec![])).unwrap();
+        for is_on in [false, true] {
+            enable("rule 0", is_on).unwrap();
+        }
+        too_large(write(&store, |rules| insert(rules, more.clone(), None, None)));
+        write(&store, |rules| insert(rules, keyword("rule 0"), None, None)).unwrap();
+        write(&store, |rules| remove(rules, RuleKind::Content, "rule 0")).unwrap();
+        let left = rules_of(&*store.snapshot(), ALICE, alice).unwrap();
+        assert!(require_rule(&left, RuleKind::Content, "rule 0").is_err());
+        assert_eq!(left.postcontent.len(), 2);
+    }
+
+    fn patterns(count: usize, pattern: &str) -> Vec<NewPushRule> {
+        let rule = |id| {
+            NewPatternedPushRule::new(format!("rule {id}"), format!("{id}{pattern}"), vec![Action::Notify])
+        };
+        (0..count).map(|id| NewPushRule::Content(rule(id))).collect()
+    }
+
+    #[test]
+    fn rules_past_their_number_can_be_changed_and_removed() {
+        let own = RULES_MAX - defaults::default_rules(user_id!("@alice:x")).iter().count();
+        full_rules_can_be_changed(&patterns(own, "word"), &keyword("one more"));
+    }
+
+    #[test]
+    fn rules_past_their_bytes_can_be_changed_and_removed() {
+        let mut rules = defaults::default_rules(user_id!("@alice:x"));
+        let mut full = patterns(400, &"a".repeat(500));
+        let end = full.iter().position(|rule| {
+            insert(&mut rules, rule.clone(), None, None).unwrap();
+            encode(&rules).unwrap().len() > RULES_BYTES_MAX
+        });
+        full.truncate(end.unwrap());
+        // The rest is filled by one more, to the byte.
+        let mut rules = defaults::default_rules(user_id!("@alice:x"));
+        full.iter().for_each(|rule| insert(&mut rules, rule.clone(), None, None).unwrap());
+        let empty = NewPatternedPushRule::new("last".to_owned(), String::new(), vec![]);
+        insert(&mut rules, NewPushRule::Content(empty), None, None).unwrap();
+        let left = RULES_BYTES_MAX.checked_sub(encode(&rules).unwrap().len());
+        if let Some(left) = left {
+            let last = NewPatternedPushRule::new("last".to_owned(), "b".repeat(left), vec![]);
+            full.push(NewPushRule::Content(last));
+        }
+        full_rules_can_be_changed(&full, &keyword("one more"));
+    }
+
+    #[test]
+    fn rules_past_what_is_judged_can_be_changed_and_removed() {
+        let alice = user_id!("@alice:x");
+        // Many different letters take much memory.
+        let letters: String = (0..300).filter_map(|letter| char::from_u32(0x4e00 + letter)).collect();
+        let mut rules = defaults::default_rules(alice);
+        let mut full = patterns(100, &letters);
+        let end = full.iter().position(|rule| {
+            insert(&mut rules, rule.clone(), None, None).unwrap();
+            Compiled::size_of_own(&rules, alice) > COMPILED_BYTES_MAX
+        });
+        full.truncate(end.unwrap());
+        let more = NewPatternedPushRule::new("one more".to_owned(), letters, vec![Action::Notify]);
+        full_rules_can_be_changed(&full, &NewPushRule::Content(more));
     }
 
     #[test]

@@ -10,9 +10,13 @@ use bytes::Bytes;
 
 use crate::{
     ids::{Order, Position, RoomNum},
-    rooms::{event, members, visibility::Reader},
-    schema,
-    schema::rooms::{Membership, Place, Resident, RoomRow, UserRoomRow},
+    rooms::{event, members, state, visibility::Reader},
+    schema::{
+        self,
+        event_types::MEMBER,
+        rooms::{Membership, Place, Resident, RoomRow, UserRoomRow},
+        state::{StateRef, StateValue},
+    },
     store::Fault,
     sync::{
         SyncToken,
@@ -261,17 +265,17 @@ fn is_told(window: &Window<'_>, num: RoomNum, user_row: &UserRoomRow, data: &Dat
     Ok(came_at(window, num, user_row)?.is_some_and(|own| own > known))
 }
 
-/// Whether somebody else ended the user's stay in a room. Clients want to hear of that without having asked for rooms that were left, or
-/// a user who is banned before the first answer never learns of it. A ban from a room that the user was never in is no news of theirs.
-fn was_removed(window: &Window<'_>, num: RoomNum, user_row: &UserRoomRow) -> Result<bool, Fault> {
-    if user_row.left.is_none() {
-        return Ok(false);
-    }
-    if user_row.membership == Membership::Ban {
-        return Ok(true);
-    }
-    let event = event::find(window.read, num, user_row.event)?;
-    Ok(event.is_some_and(|event| event.row.sender() != window.ask.caller.user_id.as_str()))
+/// Whether somebody else ended the user's last stay in a room. Clients want to hear of that without having asked for rooms that were
+/// left, or a user who is banned before the first answer never learns of it. What was done with the membership of a user who was out
+/// already, such as an invitation that was withdrawn, is no news of theirs: anybody might bring back rooms that the user left long ago.
+pub(crate) fn was_removed(window: &Window<'_>, num: RoomNum, user_row: &UserRoomRow) -> Result<bool, Fault> {
+    let Some(left) = user_row.left else { return Ok(false) };
+    let key = state::find_key(window.read, num, MEMBER, window.ask.caller.user_id.as_str())?;
+    let then = key.map(|key| state::at(window.read, num, StateRef::Main(left), key)).transpose()?;
+    // Where no event ended the stay, as when forks resolve to a state without one, the newest says who did.
+    let by = then.and_then(StateValue::event).unwrap_or(user_row.event);
+    let ended = event::find_anywhere(window.read, num, by)?;
+    Ok(ended.is_some_and(|ended| ended.row.state_key().is_some_and(|user_id| user_id != ended.row.sender())))
 }
 
 /// The order of the event that made the user what they are to the room. `None` if it is not one that is told.

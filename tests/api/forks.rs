@@ -9,7 +9,7 @@ use crate::{
     sync::Dice,
 };
 
-/// So many events are remembered as places from which a fork may begin.
+/// The number of events that are remembered as places from which a fork may begin.
 const PLACES: usize = 16;
 
 /// A user of another server in one room.

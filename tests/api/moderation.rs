@@ -10,7 +10,8 @@ use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::{
-    support::{NOWHERE, TestClient, TestServer},
+    sliding_sync::Slide,
+    support::{NOWHERE, TestClient, TestServer, encoded},
     sync::{Chain, create_room, must, room_of_two, say},
 };
 
@@ -74,20 +75,33 @@ async fn a_poll_that_waits_ends_when_its_account_is_locked_or_its_device_is_logg
         [server.begin(async move { client.get(&path).await })]
     };
     let [mut of_phone] = poll(&phone, "sync", "since").await;
+    let slide = async |client: &TestClient| {
+        let mut slide = Slide::list(client, 0, 9);
+        slide.next().await;
+        [server.begin(async move { slide.try_within(60_000).await })]
+    };
+    let [mut slid_of_phone] = slide(&phone).await;
     let [syncs] = poll(&alice, "sync", "since").await;
     let [follows] = poll(&alice, "events", "from").await;
-    let mut of_alice = [syncs, follows];
+    let [slides] = slide(&alice).await;
+    let mut of_alice = [syncs, follows, slides];
     env.sleep(Duration::from_secs(1)).await;
-    assert!(of_phone.try_recv().is_err(), "it waits");
+    assert!(of_phone.try_recv().is_err() && slid_of_phone.try_recv().is_err(), "they wait");
     phone.ok_post("/logout", json!({})).await;
     env.sleep(Duration::from_secs(1)).await;
-    let answer = of_phone.try_recv().unwrap();
-    assert_eq!(code(&answer), (401, "M_UNKNOWN_TOKEN"), "{answer:?}");
+    for mut poll in [of_phone, slid_of_phone] {
+        let answer = poll.try_recv().unwrap();
+        assert_eq!(code(&answer), (401, "M_UNKNOWN_TOKEN"), "{answer:?}");
+    }
     // The other device learns of it, and waits on.
     let answer = of_alice[0].try_recv();
     if let Ok(answer) = answer {
         assert_eq!(answer.0, StatusCode::OK);
         [of_alice[0]] = poll(&alice, "sync", "since").await;
+    }
+    if let Ok(answer) = of_alice[2].try_recv() {
+        assert_eq!(answer.0, StatusCode::OK);
+        [of_alice[2]] = slide(&alice).await;
     }
     env.sleep(Duration::from_secs(1)).await;
     assert!(of_alice.iter_mut().all(|poll| poll.try_recv().is_err()), "they wait");
@@ -170,7 +184,6 @@ async fn a_suspended_user_reads_and_leaves_and_does_nothing_that_others_see() {
     bob.ok_get(&format!("{V3}/rooms/{room}/messages?dir=b")).await;
     bob.ok_put(&format!("{V3}/rooms/{room}/redact/{own}/3"), json!({})).await;
     bob.ok_put(&format!("{V3}/sendToDevice/m.key.verification.request/4"), to(&bob.user_id)).await;
-    bob.ok_put(&format!("{V3}/sendToDevice/m.room.encrypted/5"), to(&alice.user_id)).await;
     bob.ok_post(&format!("{V3}/rooms/{room}/receipt/m.read.private/{other}"), json!({})).await;
     let marked = json!({ "m.fully_read": other, "m.read.private": other });
     bob.ok_post(&format!("{V3}/rooms/{room}/read_markers"), marked).await;
@@ -186,6 +199,101 @@ async fn a_suspended_user_reads_and_leaves_and_does_nothing_that_others_see() {
     set(&admin, "suspend", &bob.user_id, false).await;
     must(&bob, &open, "join", json!({})).await;
     bob.ok_post(&format!("{V3}/logout"), json!({})).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_suspended_user_writes_no_text_that_others_are_shown() {
+    const TEXT: &str = "BUY PILLS";
+    let server = TestServer::new();
+    let admin = admin(&server).await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    set(&admin, "suspend", &bob.user_id, true).await;
+    let session = json!({
+        "algorithm": "m.olm.v1.curve25519-aes-sha2", "sender_key": "Kk+/7", "org.matrix.msgid": "a-1",
+        "ciphertext": { "7qZcfnBmbEGzxxaWfBjElJuvn7BZx+lSz/SvFrDF/z8": { "type": 0, "body": "AwogGJJzMhf/S3GQ" } },
+    });
+    let key = json!({
+        "action": "request", "requesting_device_id": bob.device_id, "request_id": "1495474790150.19",
+        "body": { "algorithm": "m.megolm.v1.aes-sha2", "room_id": "!a:test.example", "sender_key": "Kk+/7",
+            "session_id": "X3lUlvLELLYxeTx4yOVu6" },
+    });
+    let end =
+        json!({ "action": "request_cancellation", "requesting_device_id": bob.device_id, "request_id": "1" });
+    let needed = [("m.room.encrypted", session), ("m.room_key_request", key), ("m.room_key_request", end)];
+    for (number, (kind, needed)) in needed.iter().enumerate() {
+        let path = format!("{V3}/sendToDevice/{kind}");
+        let to = |user: &str, content: &Value| json!({ "messages": { user: { "*": content } } });
+        bob.ok_put(&format!("{path}/needed{number}"), to(&alice.user_id, needed)).await;
+        // Anything that is not of the form of these messages is text.
+        let mut wrong = vec![json!({ "body": "x" }), json!({})];
+        let places =
+            ["/algorithm", "/sender_key", "/request_id", "/action", "/body/session_id", "/org.matrix.msgid"];
+        for place in places {
+            let mut content = needed.clone();
+            if let Some(field) = content.pointer_mut(place) {
+                *field = TEXT.into();
+                wrong.push(content);
+            }
+        }
+        for (holder, name) in [("", "text"), ("/ciphertext", TEXT), ("/body", "text")] {
+            let mut content = needed.clone();
+            if let Some(holder) = content.pointer_mut(holder) {
+                holder[name] = json!({ "type": 0, "body": "x" });
+                wrong.push(content);
+            }
+        }
+        for content in wrong {
+            let answer = bob.put(&format!("{path}/wrong"), to(&alice.user_id, &content)).await;
+            assert_eq!(code(&answer), (403, "M_USER_SUSPENDED"), "{kind}: {content}");
+        }
+        bob.ok_put(&format!("{path}/own{number}"), to(&bob.user_id, &json!({ "body": TEXT }))).await;
+    }
+    // Others are shown the names of devices.
+    let device = format!("{V3}/devices/{}", bob.device_id);
+    let answer = bob.put(&device, json!({ "display_name": TEXT })).await;
+    assert_eq!(code(&answer), (403, "M_USER_SUSPENDED"), "{answer:?}");
+    let new = bob.on_device("NEW").await;
+    assert!(new.ok_get(&format!("{V3}/devices/NEW")).await["display_name"].is_null());
+    set(&admin, "suspend", &bob.user_id, false).await;
+    bob.ok_put(&device, json!({ "display_name": TEXT })).await;
+    bob.on_device("LATER").await;
+    assert_eq!(bob.ok_get(&format!("{V3}/devices/LATER")).await["display_name"], "name of LATER");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_for_services_proves_nothing_once_its_user_could_ask_for_none() {
+    let server = TestServer::new();
+    let admin = admin(&server).await;
+    let alice = server.register("alice").await;
+    let (phone, tablet) = (alice.on_device("PHONE").await, alice.on_device("TABLET").await);
+    let nobody = server.anonymous();
+    let make = async |client: &TestClient| {
+        let made =
+            client.ok_post(&format!("{V3}/user/{}/openid/request_token", alice.user_id), json!({})).await;
+        made["access_token"].as_str().unwrap().to_owned()
+    };
+    let proves = async |token: &str| {
+        let path = format!("/_matrix/federation/v1/openid/userinfo?access_token={}", encoded(token));
+        let answer = nobody.get(&path).await;
+        if answer.0 != StatusCode::OK {
+            assert_eq!(code(&answer), (401, "M_UNKNOWN_TOKEN"), "{answer:?}");
+        }
+        answer.0 == StatusCode::OK
+    };
+    let [of_alice, of_phone, of_tablet] = [make(&alice).await, make(&phone).await, make(&tablet).await];
+    for what in ["lock", "suspend"] {
+        set(&admin, what, &alice.user_id, true).await;
+        assert!(!proves(&of_alice).await, "{what}");
+        set(&admin, what, &alice.user_id, false).await;
+        assert!(proves(&of_alice).await, "{what}");
+    }
+    phone.ok_post(&format!("{V3}/logout"), json!({})).await;
+    assert!(!proves(&of_phone).await, "its device was logged out");
+    alice.on_device("PHONE").await;
+    assert!(!proves(&of_phone).await, "the device is another one of that id");
+    assert!(proves(&of_tablet).await && proves(&of_alice).await);
+    tablet.ok_post(&format!("{V3}/logout/all"), json!({})).await;
+    assert!(!proves(&of_tablet).await && !proves(&of_alice).await, "all were logged out");
 }
 
 #[tokio::test(start_paused = true)]

@@ -7,6 +7,7 @@ use http::StatusCode;
 use serde_json::{Value, json};
 
 use crate::{
+    forks::Forker,
     sliding_sync::Slide,
     support::{TestClient, TestServer, encoded},
     sync::{Chain, Dice, create_room},
@@ -286,7 +287,8 @@ async fn state_of(client: &TestClient, room: &str) -> State {
     json.as_array().unwrap().iter().map(pair).collect()
 }
 
-async fn run(seed: u64, steps: usize) {
+/// One random history. `is_forked`: a user of another server forks the rooms.
+async fn run(seed: u64, steps: usize, is_forked: bool) {
     let mut server = TestServer::new();
     let mut dice = Dice(seed);
     let mut people = Vec::new();
@@ -298,6 +300,10 @@ async fn run(seed: u64, steps: usize) {
     for _ in 0..4 {
         let body = json!({ "preset": "public_chat", "power_level_content_override": levels });
         rooms.push(create_room(&people[0], body).await);
+    }
+    let mut forkers = Vec::new();
+    for room in rooms.iter().filter(|_| is_forked) {
+        forkers.push(Forker::join(&server, room).await);
     }
     let mut of_users = vec![OfUser::default(); people.len()];
     let mut listeners: Vec<(usize, Listener)> = Vec::new();
@@ -320,6 +326,7 @@ async fn run(seed: u64, steps: usize) {
                 for (_, listener) in &mut listeners {
                     listener.slide.client.server = server.clone();
                 }
+                forkers.iter_mut().for_each(|forker| forker.restarted(&server));
             }
             1..=8 => listeners[which].1.poll(&mut dice, &moment).await,
             9..=14 => {
@@ -348,6 +355,10 @@ async fn run(seed: u64, steps: usize) {
                     let _ = people[at].post(&path, json!({})).await;
                 }
             }
+            19..=32 if is_forked => {
+                let at = dice.below(forkers.len());
+                forkers[at].act(&mut dice, &people, number).await;
+            }
             _ => {
                 let room = rooms[dice.below(rooms.len())].clone();
                 step(&mut dice, &people, &room, number).await;
@@ -372,7 +383,14 @@ async fn run(seed: u64, steps: usize) {
 #[tokio::test(start_paused = true)]
 async fn what_a_client_of_sliding_sync_puts_together_is_what_sync_tells() {
     for seed in 0..6 {
-        run(seed, 300).await;
+        run(seed, 300, false).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_of_sliding_sync_follows_the_state_wherever_resolution_leads_it() {
+    for seed in 0..6 {
+        run(seed, 300, true).await;
     }
 }
 
@@ -380,6 +398,6 @@ async fn what_a_client_of_sliding_sync_puts_together_is_what_sync_tells() {
 #[ignore = "takes minutes: for whoever changes what sliding sync tells"]
 async fn what_many_clients_of_sliding_sync_put_together_is_what_sync_tells() {
     for seed in 100..500 {
-        run(seed, 400).await;
+        run(seed, 400, seed % 2 == 0).await;
     }
 }

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::{
     rooms::Rooms,
+    sliding_sync::Slide,
     support::{TestClient, TestServer, encoded},
 };
 
@@ -366,9 +367,31 @@ async fn a_first_answer_tells_who_was_removed_and_not_who_left_or_was_never_in()
         let never = create_room(&alice, json!({ "invite": [bob.user_id] })).await;
         must(&alice, &never, way, json!({ "user_id": bob.user_id })).await;
     }
-    let told = Chain::of(&bob).next().await;
-    let rooms: Vec<_> = told["rooms"]["leave"].as_object().unwrap().keys().collect();
-    assert_eq!(rooms, [&kicked]);
+    // Bob is told nothing of what others did with his membership in rooms that he had left before.
+    let mut removed = BTreeSet::from([kicked]);
+    for (first, later) in [("bob", "alice"), ("alice", "bob")] {
+        for steps in [["invite", "kick"], ["ban", "unban"], ["ban", "-"], ["invite", "leave"]] {
+            let room = create_room(&alice, json!({ "preset": "public_chat" })).await;
+            must(&bob, &room, "join", json!({})).await;
+            match first {
+                "bob" => must(&bob, &room, "leave", json!({})).await,
+                _ => must(&alice, &room, "kick", json!({ "user_id": bob.user_id })).await,
+            }
+            for step in steps {
+                match step {
+                    "-" => {}
+                    "leave" => must(&bob, &room, step, json!({})).await,
+                    _ => must(&alice, &room, step, json!({ "user_id": bob.user_id })).await,
+                }
+            }
+            if later == "bob" {
+                removed.insert(room);
+            }
+        }
+    }
+    let rooms = |of: &Value| of.as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
+    assert_eq!(rooms(&Chain::of(&bob).next().await["rooms"]["leave"]), removed);
+    assert_eq!(rooms(&Slide::list(&bob, 0, 99).next().await["rooms"]), removed);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,4 +1,4 @@
-//! Dehydrated devices (MSC3814). Pages of messages are asked for by GET, and by older clients by POST.
+//! Dehydrated devices (MSC3814). Pages of messages are asked for by GET, and by older clients by POST, each of which ends in a way of its own.
 
 use ruma::{DeviceId, OwnedDeviceId};
 use serde::Deserialize;
@@ -13,11 +13,11 @@ use crate::{
         raw::Raw,
         reply::RawJson,
     },
-    encryption::keys::Keys,
+    encryption::{keys::Keys, uploads::Upload},
     error::Result,
     flows::{
         App,
-        device::dehydrate::{self, ToDehydrate},
+        device::dehydrate::{self, End, ToDehydrate},
         limits::Limit,
     },
     json::{JsonRef, Object},
@@ -84,9 +84,11 @@ pub(crate) async fn put(app: App, client: Client<Raw<Put>>) -> Result<RawJson> {
         id: body.device_id,
         display_name: body.initial_device_display_name,
         device_data: body.device_data.get().to_owned(),
-        device_keys: body.device_keys,
-        one_time_keys: body.one_time_keys.unwrap_or_default(),
-        fallback_keys: body.fallback_keys.unwrap_or_default(),
+        keys: Upload {
+            device_keys: Some(body.device_keys),
+            one_time_keys: body.one_time_keys.unwrap_or_default(),
+            fallback_keys: body.fallback_keys.unwrap_or_default(),
+        },
     };
     dehydrate::dehydrate(&app, &client.caller, wanted).await?;
     Ok(named(&id))
@@ -109,7 +111,7 @@ pub(crate) async fn delete(app: App, client: Client<Raw<Delete>>) -> Result<RawJ
 /// `GET /_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device/{deviceId}/events`
 pub(crate) async fn read(app: App, client: Client<Raw<Read>>) -> Result<RawJson> {
     let (id, from) = (client.request.arg(0).into(), client.request.query("from"));
-    dehydrate::read(&app, &client.caller, id, from).await.map(RawJson)
+    dehydrate::read(&app, &client.caller, id, from, End::NoToken).await.map(RawJson)
 }
 
 #[derive(Deserialize)]
@@ -121,5 +123,5 @@ struct ToRead {
 pub(crate) async fn read_by_post(app: App, client: Client<Raw<ReadByPost>>) -> Result<RawJson> {
     let body: ToRead = client.request.json()?;
     let id = client.request.arg(0).into();
-    dehydrate::read(&app, &client.caller, id, body.next_batch).await.map(RawJson)
+    dehydrate::read(&app, &client.caller, id, body.next_batch, End::NoMessages).await.map(RawJson)
 }

@@ -26,7 +26,8 @@ use crate::{
 pub(crate) fn routes(r: &mut Routes) {
     r.client(get_devices).limit(Limit::Read).guests(Guests::Yes);
     r.client(get_device).limit(Limit::Read).guests(Guests::Yes);
-    r.client(update_device).limit(Limit::Other).guests(Guests::Yes);
+    // Others see the name of a device, which is all that this changes.
+    r.client(update_device).limit(Limit::Other).guests(Guests::Yes).not_suspended();
     r.client(delete_device).limit(Limit::Login);
     // The body has room for as many device ids as an account may have devices.
     r.client(delete_devices).limit(Limit::Login).body(Body::Json(256 * KIB));

@@ -17,11 +17,12 @@ use crate::{
     encryption::{
         cross_signing::{SigningKey, SigningKeys, Usage},
         keys::Keys,
+        uploads::Upload,
     },
     error::Result,
     flows::{
         App,
-        keys::{self, Signed, Upload},
+        keys::{self, Signed},
         limits::Limit,
     },
     json::Object,

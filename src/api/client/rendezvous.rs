@@ -21,7 +21,7 @@ use crate::{
         reply::{self, Meeting, Met, RawJson},
     },
     config::RendezvousMode,
-    env::payer::Payer,
+    env::payer::Payers,
     error::{Exception, Refusal, Result},
     flows::{App, limits::Limit},
     json::Object,
@@ -138,9 +138,9 @@ fn met(met: Met, seen: &Seen) -> Meeting {
 pub(crate) async fn open_4108(app: App, client: Public<Raw<Open4108>>) -> Result<Meeting> {
     require_served(&app, Kind::Msc4108)?;
     require_plain(&client.request.headers)?;
-    let payer = Payer::address(client.peer);
+    let payers = Payers::of_request(None, client.peer);
     let board = app.accounts.rendezvous();
-    let (id, seen) = board.open(&app.env, Kind::Msc4108, payer, client.request.bytes.clone())?;
+    let (id, seen) = board.open(&app.env, Kind::Msc4108, payers, client.request.bytes.clone())?;
     let base = app.config.server.public_base_url.trim_end_matches('/');
     let mut answer = Object::new();
     answer.text("url", &format!("{base}{OF_4108}/{id}"));
@@ -220,10 +220,9 @@ pub(crate) async fn open_4388(app: App, client: MaybeClient<Raw<Open4388>>) -> R
     if !may_open(&app, client.caller.as_ref()) {
         return Err(Refusal::forbidden("Only users of this server may begin a rendezvous here.").into());
     }
-    let payer =
-        client.caller.as_ref().map_or_else(|| Payer::address(client.peer), |caller| Payer::User(caller.user));
+    let payers = Payers::of_request(client.caller.as_ref().map(|caller| caller.user), client.peer);
     let board = app.accounts.rendezvous();
-    let (id, seen) = board.open(&app.env, Kind::Msc4388, payer, body.data.into())?;
+    let (id, seen) = board.open(&app.env, Kind::Msc4388, payers, body.data.into())?;
     let mut answer = Object::new();
     answer.text("id", &id);
     answer.text("sequence_token", &seen.token);

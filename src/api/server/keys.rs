@@ -27,5 +27,5 @@ pub(crate) async fn query(app: App, server: Server<get_keys::v1::Request>) -> Re
 
 /// `POST /_matrix/federation/v1/user/keys/claim`
 pub(crate) async fn claim(app: App, server: Server<claim_keys::v1::Request>) -> Result<RawJson> {
-    Ok(RawJson(keys::claim_for_server(&app, server.request.one_time_keys).await?))
+    Ok(RawJson(keys::claim_for_server(&app, &server.origin, server.request.one_time_keys).await?))
 }

@@ -6,6 +6,7 @@ use serde_json::json;
 
 use crate::{
     accounts::{devices::Ending, tokens},
+    encryption::uploads::Upload,
     env::Env,
     flows::{
         account::{change_password, keep, log_out, push_rules, seen, set_profile},
@@ -37,7 +38,7 @@ async fn nothing_is_written_for_a_device_that_was_logged_out_meanwhile() {
     log_out::log_out(app, &caller, Ending::One(caller.device)).await.unwrap();
     app.env.sleep(std::time::Duration::from_secs(1)).await;
     let before = app.store.snapshot().upto();
-    let upload = keys::Upload {
+    let upload = Upload {
         device_keys: None,
         one_time_keys: serde_json::from_value(json!({ "a:b": "key" })).unwrap(),
         fallback_keys: Default::default(),

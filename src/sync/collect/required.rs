@@ -95,18 +95,17 @@ pub(super) fn collect(
     let mut events: BTreeSet<EventNum> = BTreeSet::new();
     for changed in &changes.changed {
         let (event_type, state_key) = (changed.event_type.as_str(), changed.state_key.as_str());
+        // A key that resolution took away is told whatever the client wishes now: it may have been told of it under earlier wishes, and
+        // what is not there cannot be told later.
+        if changed.now == StateValue::Absent && changed.was_set {
+            news.gone.push((event_type.to_owned(), state_key.to_owned()));
+        }
         let is_lazy_member = is_lazy
             && event_type == MEMBER
             && wanted.known.is_some()
             && (!is_gap || members.contains(&changed.key));
         if wants(wanted.wishes, event_type, state_key) || is_lazy_member {
-            match changed.now {
-                StateValue::Event(event) => _ = events.insert(event),
-                StateValue::Absent if changed.was_set => {
-                    news.gone.push((event_type.to_owned(), state_key.to_owned()));
-                }
-                StateValue::Absent | StateValue::Unknown | StateValue::Derived(_) => {}
-            }
+            events.extend(changed.now.event());
             if is_lazy_member {
                 members.insert(changed.key);
             }

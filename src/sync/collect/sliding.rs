@@ -287,8 +287,3 @@ fn bump_stamp(room: &RoomWindow<'_, '_>, timeline: &Timeline) -> Result<Option<P
     // The room was last active further down, or not at all since the client knew it.
     Ok(floor.is_none().then_some(last.anchor))
 }
-
-/// Whether the user was made to leave a room by somebody else.
-pub(crate) fn is_kick(stored: &StoredEvent) -> bool {
-    stored.row.state_key().is_some_and(|user_id| user_id != stored.row.sender())
-}

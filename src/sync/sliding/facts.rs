@@ -7,13 +7,13 @@ use quick_cache::sync::Cache;
 
 use crate::{
     ids::{EventNum, Order, RoomNum, UserNum},
-    rooms::{self, event},
+    rooms,
     schema::{
         event_types::{CREATE, ENCRYPTION},
-        rooms::RoomRow,
+        rooms::{RoomRow, UserRoomRow},
     },
     store::{Fault, Read},
-    sync::collect::sliding,
+    sync::{look, window::Window},
 };
 
 /// Remember at most this many rooms, and as many endings of stays, because each takes memory.
@@ -30,16 +30,20 @@ pub(crate) struct RoomFacts {
     pub(crate) is_encrypted: bool,
 }
 
+/// The order at which a stay ended, and the newest member event of its user.
+type StayEnd = (Order, EventNum);
+
 /// The facts of rooms, by the orders of a room's newest event and of the newest change of its state: with any event they are
 /// read anew.
 pub(crate) struct Facts {
     rooms: Cache<RoomNum, (Order, Order, Arc<RoomFacts>)>,
-    kicks: Cache<(UserNum, RoomNum), (EventNum, bool)>,
+    /// Whether somebody else ended a stay, by its end and the member event that is the newest now.
+    removals: Cache<(UserNum, RoomNum), (StayEnd, bool)>,
 }
 
 impl Default for Facts {
     fn default() -> Self {
-        Self { rooms: Cache::new(ENTRIES_MAX), kicks: Cache::new(ENTRIES_MAX) }
+        Self { rooms: Cache::new(ENTRIES_MAX), removals: Cache::new(ENTRIES_MAX) }
     }
 }
 
@@ -64,22 +68,23 @@ impl Facts {
         Ok(facts)
     }
 
-    /// Whether this event, by which a user is no longer in a room, is somebody else's. What an event says never changes.
-    pub(crate) fn is_kick(
+    /// Whether somebody else ended the user's last stay in a room ([`look::was_removed`]).
+    pub(crate) fn was_removed(
         &self,
-        read: &(impl Read + ?Sized),
-        user: UserNum,
+        window: &Window<'_>,
         room: RoomNum,
-        by: EventNum,
+        user_row: &UserRoomRow,
     ) -> Result<bool, Fault> {
-        if let Some((event, is_kick)) = self.kicks.get(&(user, room))
-            && event == by
+        let Some(left) = user_row.left else { return Ok(false) };
+        let (key, end) = ((window.caller().user, room), (left, user_row.event));
+        if let Some((known, was_removed)) = self.removals.get(&key)
+            && known == end
         {
-            return Ok(is_kick);
+            return Ok(was_removed);
         }
-        let is_kick = event::find_anywhere(read, room, by)?.is_some_and(|stored| sliding::is_kick(&stored));
-        self.kicks.insert((user, room), (by, is_kick));
-        Ok(is_kick)
+        let was_removed = look::was_removed(window, room, user_row)?;
+        self.removals.insert(key, (end, was_removed));
+        Ok(was_removed)
     }
 }
 

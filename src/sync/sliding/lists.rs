@@ -201,11 +201,7 @@ fn is_listed(
             was_in || collect::is_wanted_invitation(window, num, user_row)?
         }
         Membership::Leave | Membership::Ban if sent.is_some() => true,
-        Membership::Ban => user_row.left.is_some(),
-        Membership::Leave => {
-            let user = window.caller().user;
-            user_row.left.is_some() && facts.is_kick(window.read, user, num, user_row.event)?
-        }
+        Membership::Leave | Membership::Ban => facts.was_removed(window, num, user_row)?,
     })
 }
 
