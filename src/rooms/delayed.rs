@@ -165,12 +165,7 @@ pub fn restart(
     row: DelayedRow,
     now_ms: u64,
 ) -> Result<(), Fault> {
-    let before_ms = find_next_ms(batch, user)?;
-    schema::DELAYED_DUE.delete(batch, (user, row.listed_ms(), id));
-    let row = DelayedRow { scheduled_ms: now_ms, again_ms: None, ..row };
-    schema::DELAYED_DUE.put(batch, (user, row.listed_ms(), id), &());
-    schema::DELAYED.put(batch, (user, id), &Json(row));
-    follow_first(batch, user, before_ms)
+    move_to(batch, (user, id), row.listed_ms(), DelayedRow { scheduled_ms: now_ms, again_ms: None, ..row })
 }
 
 /// Puts off an event that is due and could not be sent, whose row this is, so that those behind it get their turn; the caller holds the
@@ -182,9 +177,18 @@ pub fn put_off(
     row: DelayedRow,
     again_ms: u64,
 ) -> Result<(), Fault> {
+    move_to(batch, (user, id), row.listed_ms(), DelayedRow { again_ms: Some(again_ms), ..row })
+}
+
+/// Lists an event that waits at another time than before, with the row that says so.
+fn move_to(
+    batch: &mut Batch,
+    (user, id): (UserNum, &str),
+    listed_ms: u64,
+    row: DelayedRow,
+) -> Result<(), Fault> {
     let before_ms = find_next_ms(batch, user)?;
-    schema::DELAYED_DUE.delete(batch, (user, row.listed_ms(), id));
-    let row = DelayedRow { again_ms: Some(again_ms), ..row };
+    schema::DELAYED_DUE.delete(batch, (user, listed_ms, id));
     schema::DELAYED_DUE.put(batch, (user, row.listed_ms(), id), &());
     schema::DELAYED.put(batch, (user, id), &Json(row));
     follow_first(batch, user, before_ms)

@@ -347,10 +347,11 @@ async fn forget_outbox(
     let Some(last) = positions.last().copied() else { return Ok(()) };
     shared.board.lock().took_outbox(server, last);
     let gone = transaction.edus.iter().filter(|edu| edu.outbox.is_some());
-    let gone = gone.map(|edu| (Sender::of_message(&edu.json.0), edu.json.0.len())).collect();
-    shared.count_outbox(server.as_str(), gone);
+    let gone: Vec<_> = gone.map(|edu| edu.json.0.clone()).collect();
     let (owned, server) = (Arc::clone(shared), server.clone());
     let delete = move || {
+        let gone = gone.iter().map(|json| (Sender::of_message(json), json.len())).collect();
+        owned.count_outbox(server.as_str(), gone);
         let mut note = owned.store.note(&Guard::own_tables());
         outbox::delete(&mut note, server.as_str(), &positions);
         // If the note is lost, the messages are sent again, and the other server knows them by their ids.

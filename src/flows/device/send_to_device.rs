@@ -159,7 +159,7 @@ fn read_request(
 /// The number of acts that a request is: a message to a device is one, and a large message is several. Refuses (413) a request
 /// that reaches too many devices, before anything is sent.
 fn count_acts(read: &(impl Read + ?Sized), request: &Request) -> Result<usize> {
-    let (mut count, mut acts) = (0, 0);
+    let (mut count, mut sum) = (0, 0);
     for target in &request.targets {
         let devices = match &target.to {
             // How many devices the user has, the other server knows.
@@ -167,13 +167,18 @@ fn count_acts(read: &(impl Read + ?Sized), request: &Request) -> Result<usize> {
             Receiver::Here(_) | Receiver::Nobody => list_devices(read, target, DeviceNum(0))?.len(),
         };
         count += devices;
-        acts += devices * target.message.byte_count().div_ceil(ACT_BYTES);
+        sum += devices * acts(&target.message);
         if count > DEVICES_MAX {
             let why = format!("A request reaches at most {DEVICES_MAX} devices; name fewer in `messages`.");
             return Err(Refusal::too_large(why).into());
         }
     }
-    Ok(acts)
+    Ok(sum)
+}
+
+/// The number of acts that a message is for each device that it reaches.
+pub(crate) fn acts(message: &Message) -> usize {
+    message.byte_count().div_ceil(ACT_BYTES)
 }
 
 /// The device numbers of a target above this one, in rising order.

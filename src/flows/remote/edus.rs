@@ -57,8 +57,6 @@ const PRESENCE_MAX: usize = 500;
 const DEVICES_MAX: usize = 5_000;
 /// Look into at most this many rooms of users for those that a server is in, for one transaction.
 const ROOMS_LOOKED_AT: usize = 20_000;
-/// A message counts as one act for each device that it reaches and each part of this many bytes.
-const ACT_BYTES: usize = 4 << 10;
 /// A server whose messages between devices are too many waits for at least this long.
 const TOO_MANY_WAIT: Duration = Duration::from_secs(5);
 /// How often is looked whether a server may go on.
@@ -405,11 +403,12 @@ async fn deliver(
                 count(app, origin, acts, until).await?;
             }
         }
-        let next = deliveries.iter().skip(done).take(DELIVERED_AT_ONCE);
+        // A batch may end in the middle of a part that was counted, and never goes beyond it.
+        let next = deliveries.iter().skip(done).take(counted - done);
         let users = next.flat_map(|delivery| &delivery.targets).filter_map(Target::user).collect();
         let (deliveries, origin) = (Arc::clone(&deliveries), origin.to_string());
         done = write::for_users(app, users, move |app, batch| {
-            let next = deliveries.iter().enumerate().skip(done).take(DELIVERED_AT_ONCE);
+            let next = deliveries.iter().enumerate().skip(done).take(counted - done);
             for (at, delivery) in next {
                 let key = (origin.as_str(), delivery.id.as_str());
                 let before = schema::INBOUND_MESSAGE.get(batch, key)?;
@@ -427,7 +426,7 @@ async fn deliver(
                     return Ok(at);
                 }
             }
-            Ok(done.saturating_add(DELIVERED_AT_ONCE))
+            Ok(counted)
         })
         .await?;
     }
@@ -466,14 +465,14 @@ fn read_message(
         for (device, content) in devices {
             let Some(message) = message(&sender, &event_type, content) else { continue };
             let message = message.from_elsewhere(nearness);
-            let parts = message.byte_count().div_ceil(ACT_BYTES);
+            let acts_each = send_to_device::acts(&message);
             let device = match &*device {
                 "*" => DeviceIdOrAllDevices::AllDevices,
                 id => DeviceIdOrAllDevices::DeviceId(id.into()),
             };
             let target = Target::here(user, device, message);
             let devices = send_to_device::list_devices(snapshot, &target, DeviceNum(0))?.len();
-            (count, reached, acts) = (count + devices.max(1), reached + devices, acts + devices * parts);
+            (count, reached, acts) = (count + devices.max(1), reached + devices, acts + devices * acts_each);
             if count > DEVICES_MAX {
                 tracing::debug!(%origin, "a message for too many devices is not delivered");
                 return Ok(None);

@@ -124,14 +124,12 @@ impl Held {
     pub(super) fn hold(&self, room: &RoomId, origin: &ServerName, json: &Bytes) -> bool {
         let mut rooms = self.0.lock();
         let bytes = rooms.bytes.saturating_add(json.len());
-        if !rooms.is_within_share(room, json.len()) {
-            return false;
-        }
+        let is_within_share = rooms.is_within_share(room, json.len());
         let Some(of_room) = rooms.by_id.get_mut(room) else { return false };
         if of_room.events.iter().any(|held| held.json == *json) {
             return true;
         }
-        if bytes > OF_ALL_BYTES_MAX || !of_room.has_room_for(origin, json.len()) {
+        if !is_within_share || bytes > OF_ALL_BYTES_MAX || !of_room.has_room_for(origin, json.len()) {
             return false;
         }
         // The request that brought the event would be kept whole for a part of it.
@@ -171,24 +169,23 @@ impl Holding {
 
     /// Takes the events that came so far, in the order in which they came.
     pub(super) fn take(&self) -> Vec<HeldEvent> {
-        let mut rooms = self.held.0.lock();
-        let Some(of_room) = rooms.by_id.get_mut(&self.room) else { return Vec::new() };
-        let before = of_room.bytes();
-        let events = std::mem::take(&mut of_room.events);
-        let bytes = before - of_room.bytes();
-        rooms.bytes = rooms.bytes.saturating_sub(bytes);
-        events
+        self.take_part(|of_room| std::mem::take(&mut of_room.events))
     }
 
     /// Takes what was said of the presence of users.
     pub(super) fn take_presence(&self) -> BTreeMap<OwnedUserId, Presence> {
+        self.take_part(|of_room| std::mem::take(&mut of_room.present))
+    }
+
+    /// Takes a part of what is held for the room, whose bytes are free then.
+    fn take_part<T: Default>(&self, take: impl FnOnce(&mut OfRoom) -> T) -> T {
         let mut rooms = self.held.0.lock();
-        let Some(of_room) = rooms.by_id.get_mut(&self.room) else { return BTreeMap::new() };
+        let Some(of_room) = rooms.by_id.get_mut(&self.room) else { return T::default() };
         let before = of_room.bytes();
-        let present = std::mem::take(&mut of_room.present);
+        let part = take(of_room);
         let bytes = before - of_room.bytes();
         rooms.bytes = rooms.bytes.saturating_sub(bytes);
-        present
+        part
     }
 }
 
