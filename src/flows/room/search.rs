@@ -458,8 +458,8 @@ impl Search {
         Ok(answer.finish().into())
     }
 
-    /// Finds out whether there is more, of all and of each group. A token is given only where there is a further event that the
-    /// caller may see, or where too many were looked at to know.
+    /// Finds out whether there is more, of all and of each group. A token is given where the page is full, as clients are used to from
+    /// other servers, where there is a further event that the caller may see, or where too many were looked at to know.
     fn look_ahead(
         &self,
         candidates: &mut Candidates<'_>,
@@ -495,7 +495,9 @@ impl Search {
         }
         let is_unknown = candidates.left.len() > 0 || found.is_more;
         // Where nothing further was found yet, the next page goes on below all that was looked at.
-        let after = if is_more { shown_upto } else { candidates.last.filter(|_| is_unknown) };
+        let is_full = results.len() == self.limit();
+        let after =
+            if is_more || is_full { shown_upto } else { candidates.last.filter(|_| is_unknown) };
         for group in groups.values_mut().flat_map(BTreeMap::values_mut) {
             group.is_more |= is_unknown;
         }
