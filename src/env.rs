@@ -361,8 +361,8 @@ impl Env {
         // The call logs on behalf of the request that it works for.
         let span = tracing::Span::current();
         let call = move || {
-            let (_permit, _gate) = (permit, gate);
-            span.in_scope(call)
+            let _permit = permit;
+            span.in_scope(|| payer::with_gate(gate, call))
         };
         let result = tokio::task::spawn_blocking(call).await;
         spent::add(spent::Place::Working, self.instant().saturating_duration_since(began));

@@ -103,6 +103,8 @@ pub enum Fault {
     },
     /// The reader held its snapshot for longer than [`SNAPSHOT_HELD_MAX`].
     Outdated,
+    /// The request for which is read has more in memory than there is room for now (`env/payer.rs`).
+    Crowded,
 }
 
 /// A snapshot can be read for this long after a newer one was published, and no longer, because it keeps old rows on disk.
@@ -122,6 +124,7 @@ impl fmt::Display for Fault {
             Self::Corrupt(why) => write!(f, "the store holds damaged data: {why}"),
             Self::CorruptRow { table, why } => write!(f, "table {table} holds damaged data: {why}"),
             Self::Outdated => write!(f, "a reader held its snapshot for too long and has to begin again"),
+            Self::Crowded => write!(f, "there is no room now for an answer as large as this one"),
         }
     }
 }
@@ -131,8 +134,8 @@ impl std::error::Error for Fault {}
 impl From<Fault> for Error {
     fn from(fault: Fault) -> Self {
         match fault {
-            // Nobody is at fault: a caller that asks again reads a newer snapshot.
-            Fault::Outdated => Self::Busy { retry_after: Duration::from_secs(1) },
+            // Nobody is at fault: a caller that asks again reads a newer snapshot, or finds room.
+            Fault::Outdated | Fault::Crowded => Self::Busy { retry_after: Duration::from_secs(1) },
             fault => Self::broken(fault.to_string()),
         }
     }

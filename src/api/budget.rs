@@ -8,7 +8,8 @@
 //! An answer is charged for when it is made: it cannot be made
 //! smaller any more, so that it may overdraw the budget, and newcomers wait until it was read. A payer who holds more than its
 //! share is refused before its next answer is made, also if the request was admitted earlier. While an answer is being made, it
-//! counts as one of an expected size: so a payer has at most its share in answers, whether they are unread or being made.
+//! counts as one of an expected size: so a payer has at most its share in answers, whether they are unread or being made. One that becomes
+//! larger counts as it grows; beyond the share, or where the budget is used up, only a few are made at a time, one for each payer.
 
 use std::{sync::Arc, time::Duration};
 
@@ -32,6 +33,9 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// A body of at most this many bytes is a small one.
 const SMALL_BYTES_MAX: usize = 64 << 10;
+
+/// So many answers at once may grow beyond what there is room for. Each of them may be as large as the state of a room.
+const LARGE_AT_ONCE: usize = 2;
 
 /// A line in which those wait who want bytes. Each line has its own bounds, so that none waits for another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +111,8 @@ struct Holdings {
     counted: Shares,
     /// The bytes of bodies whose senders have proven nothing yet.
     strangers: usize,
+    /// The payers of answers that are being made though there is no room for them.
+    large: Vec<Payers>,
 }
 
 impl Holdings {
@@ -144,7 +150,8 @@ impl Budget {
     /// Makes a budget in which nothing is counted yet.
     pub(crate) fn new(env: Env, metrics: Metrics, bytes_max: usize) -> Self {
         let shares = || Shares::new(bytes_max);
-        let holdings = Mutex::new(Holdings { bytes: 0, held: shares(), counted: shares(), strangers: 0 });
+        let (held, counted, large) = (shares(), shares(), Vec::with_capacity(LARGE_AT_ONCE));
+        let holdings = Mutex::new(Holdings { bytes: 0, held, counted, strangers: 0, large });
         let (freed, lines) = (Notify::new(), Default::default());
         Self(Arc::new(Inner { env, metrics, bytes_max, holdings, freed, lines }))
     }
@@ -202,6 +209,28 @@ impl Budget {
         let mut holdings = self.0.holdings.lock();
         self.require_share(&holdings, payers, bytes)?;
         Ok(self.hold(payers, bytes, false, &mut holdings))
+    }
+
+    /// Counts so many bytes more of an answer that is being made. Where there is no room for them, it becomes one of the few that
+    /// are made nevertheless, which `large` says from then on. Fails with [`Error::Busy`] where it cannot.
+    pub(crate) fn grow_answer(&self, held: &mut Held, large: &mut Option<Large>, bytes: usize) -> Result<()> {
+        let mut holdings = self.0.holdings.lock();
+        let payers = held.payers;
+        let has_room = holdings.held.find_without_room(payers, bytes).is_none()
+            && holdings.bytes.saturating_add(bytes) <= self.0.bytes_max;
+        if !has_room && large.is_none() {
+            let is_other = holdings.large.iter().any(|other| other.overlap(payers));
+            if is_other || holdings.large.len() >= LARGE_AT_ONCE {
+                tracing::debug!(bytes, reason = "other answers as large are being made", "refused");
+                return Err(Error::Busy { retry_after: RETRY_AFTER });
+            }
+            holdings.large.push(payers);
+            *large = Some(Large { budget: self.clone(), payers });
+        }
+        let mut more = self.hold(payers, bytes, false, &mut holdings);
+        // The other count is empty when it is dropped.
+        held.bytes = held.bytes.saturating_add(std::mem::take(&mut more.bytes));
+        Ok(())
     }
 
     /// Counts bytes that are in memory already, even if that overdraws the budget.
@@ -290,6 +319,21 @@ impl Held {
     }
 }
 
+/// The right of an answer to be made though there is no room for it. It ends when this is dropped.
+pub(crate) struct Large {
+    budget: Budget,
+    payers: Payers,
+}
+
+impl Drop for Large {
+    fn drop(&mut self) {
+        let mut holdings = self.budget.0.holdings.lock();
+        if let Some(at) = holdings.large.iter().position(|payers| *payers == self.payers) {
+            holdings.large.swap_remove(at);
+        }
+    }
+}
+
 impl Drop for Held {
     fn drop(&mut self) {
         if self.bytes == 0 {
@@ -327,7 +371,7 @@ mod tests {
     fn assert_nothing_is_held(budget: &Budget) {
         let holdings = budget.0.holdings.lock();
         assert_eq!((holdings.bytes, holdings.strangers), (0, 0));
-        assert!(holdings.held.is_empty() && holdings.counted.is_empty());
+        assert!(holdings.held.is_empty() && holdings.counted.is_empty() && holdings.large.is_empty());
     }
 
     #[tokio::test(start_paused = true)]

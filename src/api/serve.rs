@@ -18,7 +18,7 @@ use tracing::Instrument;
 use crate::{
     api::{
         answer::{self, Answer},
-        budget::{Budget, Held},
+        budget::{Budget, Held, Large},
         drain::Unread,
         extract::{self, Call},
         head,
@@ -52,24 +52,47 @@ const EXPECTED_NEWS_BYTES: usize = 1 << 20;
 struct Making {
     budget: Budget,
     payers: Payers,
+    /// The bytes that the answer counts as before anything of it is read.
+    expected: usize,
+    made: Mutex<Option<Made>>,
+}
+
+/// The part of an answer that is in memory.
+struct Made {
+    held: Held,
+    /// The bytes that were read for it.
     bytes: usize,
-    held: Mutex<Option<Held>>,
+    /// The answer is made though there is no room for it.
+    large: Option<Large>,
 }
 
 impl Gate for Making {
     fn pass(&self) -> Result<()> {
-        let mut held = self.held.lock();
-        match *held {
+        let mut made = self.made.lock();
+        match &*made {
+            Some(Made { large: Some(_), .. }) => Ok(()),
             Some(_) => self.budget.require_within_share(self.payers),
             None => {
-                *held = Some(self.budget.begin_answer(self.payers, self.bytes)?);
+                let held = self.budget.begin_answer(self.payers, self.expected)?;
+                *made = Some(Made { held, bytes: 0, large: None });
                 Ok(())
             }
         }
     }
 
+    fn grow(&self, bytes: usize) -> Result<()> {
+        let mut made = self.made.lock();
+        // What is read before the first step counts with it.
+        let Some(Made { held, bytes: all, large }) = &mut *made else { return Ok(()) };
+        *all = all.saturating_add(bytes);
+        match all.saturating_sub(held.bytes()) {
+            0 => Ok(()),
+            more => self.budget.grow_answer(held, large, more),
+        }
+    }
+
     fn rest(&self) {
-        *self.held.lock() = None;
+        *self.made.lock() = None;
     }
 }
 
@@ -84,7 +107,12 @@ struct Door {
 pub fn router(app: &App) -> Router {
     let in_flight_max = app.config.limits.in_flight_bytes_max.in_memory();
     let budget = Budget::new(app.env.clone(), app.metrics.clone(), in_flight_max);
-    let door = Door { app: app.clone(), budget };
+    all_behind(Door { app: app.clone(), budget })
+}
+
+/// Makes the router of all endpoints behind a door.
+fn all_behind(door: Door) -> Router {
+    let app = &door.app;
     let mut router = Router::new();
     let (mut paths, not_served) = Routes::all().served_and_not();
     for path in not_served.keys() {
@@ -216,7 +244,8 @@ impl Door {
     async fn answer(&self, route: &Route, request: Request, routed: &mut Routed) -> Result<Response> {
         let (app, policy) = (&self.app, &route.policy);
         let peer = extract::peer(request.extensions());
-        let only_reads = request.method() == Method::GET;
+        // A poll that is refused half-way has told nothing, whatever its method is.
+        let only_reads = request.method() == Method::GET || policy.is_long_poll;
         let mut call = Call::begin(app, policy, request)?;
         routed.user = call.user();
         tell_span(route, &call);
@@ -254,7 +283,7 @@ impl Door {
     /// The gate that a request passes before each step of its answer.
     fn gate(&self, payers: Payers, is_long_poll: bool) -> Arc<dyn Gate> {
         let bytes = if is_long_poll { EXPECTED_NEWS_BYTES } else { EXPECTED_BYTES };
-        Arc::new(Making { budget: self.budget.clone(), payers, bytes, held: Mutex::new(None) })
+        Arc::new(Making { budget: self.budget.clone(), payers, expected: bytes, made: Mutex::new(None) })
     }
 
     /// Counts the request for its limit. A poll waits for its turn instead of being refused, so that it gathers more
@@ -322,6 +351,7 @@ mod tests {
     use crate::{
         api::policy::{Guests, Policy, Who},
         env::Env,
+        flows::account::register::{Wish, register_by_operator},
         server::Server,
     };
 
@@ -416,6 +446,92 @@ mod tests {
         assert_eq!(other.status(), StatusCode::OK, "a neighbour has a share of its own");
         drop((answers, other));
         assert_eq!(door.budget.held_by(Payers::of_request(None, [192, 0, 2, 1].into())), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_grows_beyond_its_share_is_one_of_few() {
+        const BUDGET_BYTES: usize = 4 << 20;
+        let server = Server::in_memory(Env::simulated(1, 0));
+        let app = server.app();
+        let door = door(app, BUDGET_BYTES);
+        let router = router(&door, "/large", |app| async move {
+            for _ in 0..4 {
+                app.env.blocking(|| payer::grow(BUDGET_BYTES / 8)).await?;
+                app.env.sleep(Duration::from_secs(1)).await;
+            }
+            Ok(Response::new(Body::empty()))
+        });
+        let ask = |last| {
+            let mut request = Request::builder().uri("/large").body(Body::empty()).unwrap();
+            request.extensions_mut().insert(extract::Peer([192, 0, 2, last].into()));
+            door.clone().outermost(router.clone(), request)
+        };
+        let made = async |addresses: &[u8]| {
+            let answers = futures_util::future::join_all(addresses.iter().map(|last| ask(*last))).await;
+            answers.iter().filter(|answer| answer.status() == StatusCode::OK).count()
+        };
+        assert_eq!(made(&[1, 1]).await, 1, "one payer has one at a time");
+        assert_eq!(made(&[1, 2, 3]).await, 2, "there are two at a time");
+        assert_eq!(made(&[3]).await, 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_with_the_state_of_a_room_counts_it_before_it_is_made() {
+        let server = Server::in_memory(Env::simulated(1, 0));
+        let app = server.app();
+        let door = door(app, 8 << 20);
+        let router = all_behind(door.clone());
+        let log_in = Some(crate::accounts::devices::LogIn::default());
+        let wish = Wish { username: Some("alice".to_owned()), password: None, log_in, refreshable: false };
+        let made = register_by_operator(app, wish, None).await.unwrap();
+        let bearer = format!("Bearer {}", made.session.unwrap().tokens.access_token);
+        let ask = async |method: &str, path: &str, body: serde_json::Value| {
+            let request = Request::builder().method(method).uri(format!("/_matrix/client{path}"));
+            let request = request.header(header::AUTHORIZATION, &bearer).body(Body::from(body.to_string()));
+            let response = tower::ServiceExt::oneshot(router.clone(), request.unwrap()).await.unwrap();
+            let status = response.status().as_u16();
+            let body = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
+            (status, serde_json::from_slice::<serde_json::Value>(&body).unwrap())
+        };
+        let initial_state: Vec<_> = (0..12)
+            .map(|n| serde_json::json!({ "type": "x.large", "state_key": n.to_string(), "content": { "x": "x".repeat(60_000) } }))
+            .collect();
+        let room = serde_json::json!({ "initial_state": initial_state });
+        let (_, made) = ask("POST", "/v3/createRoom", room).await;
+        let room = made["room_id"].as_str().unwrap().replace('!', "%21").replace(':', "%3A");
+        let (_, said) = ask("PUT", &format!("/v3/rooms/{room}/send/x.said/1"), serde_json::json!({})).await;
+        let event = said["event_id"].as_str().unwrap().replace('$', "%24");
+        let sliding = serde_json::json!({ "lists": { "all": { "ranges": [[0, 9]], "timeline_limit": 1, "required_state": [["*", "*"]] } } });
+        let none = serde_json::Value::Null;
+        let asked = [
+            (
+                "GET",
+                "/v3/sync?filter={\"room\":{\"timeline\":{\"limit\":1}}}"
+                    .replace('"', "%22")
+                    .replace('{', "%7B")
+                    .replace('}', "%7D"),
+                &none,
+            ),
+            ("POST", "/unstable/org.matrix.simplified_msc3575/sync".to_owned(), &sliding),
+            ("GET", format!("/v3/rooms/{room}/context/{event}?limit=0"), &none),
+            ("GET", "/v3/initialSync?limit=1".to_owned(), &none),
+        ];
+        let others = [1, 2].map(|last| Payers::of_request(None, [192, 0, 2, last].into()));
+        let large = others.map(|payers| {
+            let (mut held, mut large) = (door.budget.charge(payers, 0), None);
+            door.budget.grow_answer(&mut held, &mut large, 9 << 20).unwrap();
+            large
+        });
+        for (method, path, body) in &asked {
+            let (status, answer) = ask(method, path, (*body).clone()).await;
+            assert_eq!((status, &answer["errcode"]), (429, &"M_LIMIT_EXCEEDED".into()), "{path}");
+        }
+        drop(large);
+        for (method, path, body) in &asked {
+            let (status, answer) = ask(method, path, (*body).clone()).await;
+            assert_eq!(status, 200, "{path} {answer:.200}");
+            assert!(answer.to_string().len() > 720_000, "{path}");
+        }
     }
 
     /// The log lines that these facts about a request make.

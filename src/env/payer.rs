@@ -22,6 +22,10 @@ pub trait Gate: Send + Sync {
     /// request hold more than they may.
     fn pass(&self) -> Result<()>;
 
+    /// Counts this many bytes more that are in memory for the answer. It fails with [`crate::error::Error::Busy`] where the answer becomes
+    /// larger than there is room for, and others as large are being made already.
+    fn grow(&self, bytes: usize) -> Result<()>;
+
     /// Counts the answer no more, because nothing is made of it until the next step.
     fn rest(&self);
 }
@@ -150,6 +154,12 @@ impl Payers {
         }
     }
 
+    /// Whether somebody who has a share pays for both pieces of work.
+    pub fn overlap(self, other: Self) -> bool {
+        let has_share = |payer: &Payer| payer.number().is_some();
+        self.each().filter(has_share).any(|payer| other.each().any(|it| it == payer))
+    }
+
     /// Lists each of the payers once, since both may be the same.
     fn each(self) -> impl Iterator<Item = Payer> {
         [Some(self.first), self.second.filter(|second| *second != self.first)].into_iter().flatten()
@@ -183,6 +193,20 @@ pub(super) fn pass_gate() -> Result<Option<Arc<dyn Gate>>> {
     let gate = GATE.try_with(Arc::clone).ok();
     gate.as_ref().map_or(Ok(()), |gate| gate.pass())?;
     Ok(gate)
+}
+
+/// Runs a call off the async threads with the gate that its request has passed.
+pub(super) fn with_gate<T>(gate: Option<Arc<dyn Gate>>, call: impl FnOnce() -> T) -> T {
+    match gate {
+        Some(gate) => GATE.sync_scope(gate, call),
+        None => call(),
+    }
+}
+
+/// Counts bytes that are in memory for the answer of the current request, before more of them are read. What no request waits for always
+/// passes. Errors: [`crate::error::Error::Busy`], as of [`Gate::grow`].
+pub fn grow(bytes: usize) -> Result<()> {
+    GATE.try_with(|gate| gate.grow(bytes)).unwrap_or(Ok(()))
 }
 
 /// Says that the request of the current task waits now, and makes nothing of its answer meanwhile.

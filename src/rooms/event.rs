@@ -17,6 +17,7 @@ use serde::{
 use serde_json::value::RawValue;
 
 use crate::{
+    env::payer,
     ids::{EventNum, Order, RoomNum},
     schema,
     schema::event_types::{MEMBER, REDACTION},
@@ -233,6 +234,42 @@ pub fn list_anywhere(
         }
     }
     Ok(found)
+}
+
+/// An event that is shown is in memory several times at the largest: as a row, as its own JSON, and as a part of an answer that is
+/// copied once.
+const COPIES: usize = 4;
+/// So many bytes of events are read before they are counted, as far as one can tell from those before.
+const COUNTED_AT_ONCE: usize = 1 << 20;
+/// At first so many events are read before they are counted.
+const FIRST_COUNTED: usize = 64;
+
+/// Lists events as [`list_anywhere`] does, for an answer that shows all of them, and counts what the answer takes in memory. Errors:
+/// [`Fault::Crowded`] where there is no room for it.
+pub fn list_shown(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    mut events: Vec<EventNum>,
+) -> Result<Vec<StoredEvent>, Fault> {
+    events.sort_unstable();
+    let mut found = Vec::with_capacity(events.len());
+    let (mut rest, mut next_count, mut all_bytes) = (events.as_slice(), FIRST_COUNTED, 0);
+    while !rest.is_empty() {
+        let (events, further) = rest.split_at(next_count.clamp(1, rest.len()));
+        let rows = list_anywhere(read, room, events.to_vec())?;
+        let bytes: usize = rows.iter().map(|stored| stored.row.json.len()).sum();
+        count_shown(bytes)?;
+        found.extend(rows);
+        all_bytes += bytes;
+        let average = all_bytes / found.len().max(1);
+        (rest, next_count) = (further, COUNTED_AT_ONCE / average.max(1));
+    }
+    Ok(found)
+}
+
+/// Counts the memory that an answer takes by showing events of so many bytes. Errors: [`Fault::Crowded`] where there is no room for it.
+pub fn count_shown(bytes: usize) -> Result<(), Fault> {
+    payer::grow(bytes.saturating_mul(COPIES)).map_err(|_| Fault::Crowded)
 }
 
 /// Like [`find_anywhere`], with [`Fault::Corrupt`] when there is no such event, because numbers come from our own rows.

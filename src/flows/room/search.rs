@@ -496,8 +496,7 @@ impl Search {
         let is_unknown = candidates.left.len() > 0 || found.is_more;
         // Where nothing further was found yet, the next page goes on below all that was looked at.
         let is_full = results.len() == self.limit();
-        let after =
-            if is_more || is_full { shown_upto } else { candidates.last.filter(|_| is_unknown) };
+        let after = if is_more || is_full { shown_upto } else { candidates.last.filter(|_| is_unknown) };
         for group in groups.values_mut().flat_map(BTreeMap::values_mut) {
             group.is_more |= is_unknown;
         }

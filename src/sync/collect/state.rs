@@ -384,7 +384,7 @@ pub(super) fn named_keys<'r>(
 }
 
 pub(super) fn load(room: &RoomWindow<'_, '_>, events: Vec<EventNum>) -> Result<Vec<StoredEvent>, Fault> {
-    event::list_anywhere(room.window.read, room.num, events)
+    event::list_shown(room.window.read, room.num, events)
 }
 
 #[cfg(test)]

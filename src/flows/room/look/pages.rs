@@ -241,6 +241,7 @@ pub(crate) async fn context(
                 && piece.membership().is_some()
                 && piece.row.state_key().is_none_or(|user| !senders.contains(&*user));
             if !is_left_out && wanted.events.allows(&piece) {
+                event::count_shown(piece.row.json.len())?;
                 state.push(look.show_state(&piece)?);
             }
         }
