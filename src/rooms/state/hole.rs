@@ -107,6 +107,9 @@ pub struct Fill {
     floor: Vec<(StateKeyNum, StateValue)>,
     /// The keys in which the segment's last state differs from the state above the hole, with their values in it.
     top: Vec<(StateKeyNum, StateValue)>,
+    /// Keys that the segment changes to what they are above the hole, with their values. That may become known to be another one until the
+    /// segment is written.
+    same: Vec<(StateKeyNum, StateValue)>,
     /// The number of parts of `top` that are written.
     top_written: u32,
     /// The segment's events, oldest first: the keys that each changes, with the values before.
@@ -149,11 +152,13 @@ impl Fill {
             }
             priors_of_steps.push(priors);
         }
-        let (mut differing, mut floor) = (Vec::new(), BTreeMap::new());
+        let (mut differing, mut same, mut floor) = (Vec::new(), Vec::new(), BTreeMap::new());
         for (key, val) in top {
             let val_above = at(read, room, above, key)?;
             if val_above != val {
                 differing.push((key, val));
+            } else if priors_of_steps.iter().any(|priors| priors.contains_key(&key)) {
+                same.push((key, val));
             }
             if val_above != val || bottom.get(&key).is_some_and(|val| *val != val_above) {
                 floor.insert(key, val_above);
@@ -170,6 +175,7 @@ impl Fill {
             taken_back: row.parts,
             floor: without_floor_rows(read, room, hole.anchor, floor)?.into_iter().collect(),
             top: differing,
+            same,
             top_written: 0,
             steps: orders.zip(priors_of_steps).collect(),
             missing: segment.missing.clone(),
@@ -264,6 +270,12 @@ impl Fill {
         let moved = self.moved_to()?;
         let steps = std::mem::take(&mut self.steps);
         let orders: Vec<Order> = steps.iter().map(|(order, _)| *order).collect();
+        let above = hole_state(self.hole);
+        let mut changed = Priors::new();
+        for (key, val) in std::mem::take(&mut self.same) {
+            changed.extend((at(&*batch, room, above, key)? != val).then_some((key, val)));
+        }
+        put(batch, room, marker(self.hole), changed)?;
         for (order, priors) in steps {
             put(batch, room, order, priors)?;
         }
@@ -309,6 +321,31 @@ pub(super) fn keep_below(
     }
     let order = next_on_floor(batch, room, anchor, kept.len())?;
     put(batch, room, order, kept)
+}
+
+/// Keeps the value that a key has in what fills the hole below a base, which is about to get another one above it: where an event that
+/// fills it changed the key, a row at the marker says what that left, unless one does.
+pub(super) fn keep_filled(
+    batch: &mut Batch,
+    room: RoomNum,
+    base: Order,
+    key: StateKeyNum,
+) -> Result<(), Fault> {
+    let (_, floor) = floor(base.anchor);
+    let (low, high) = (Bound::Excluded((room, key, floor)), Bound::Included((room, key, base)));
+    let mut rows =
+        schema::STATE_UNDO.range::<(RoomNum, StateKeyNum, Order)>(&*batch, low, high, Direction::Down)?;
+    let Some(((_, _, newest), _)) = rows.next().transpose()? else { return Ok(()) };
+    drop(rows);
+    // Of what differs in many keys from the state above, the rest stands below the marker and above the events.
+    let (low, high) = (Bound::Included((room, newest)), Bound::Excluded((room, base)));
+    let mut events = schema::TIMELINE.range::<(RoomNum, Order)>(&*batch, low, high, Direction::Up)?;
+    if events.next().transpose()?.is_none() {
+        return Ok(());
+    }
+    drop(events);
+    let val = at(&*batch, room, StateRef::Main(base), key)?;
+    put(batch, room, base, Priors::from([(key, val)]))
 }
 
 /// Gives the order at the floor where so many more keys have space: the newest one that is used, or the next above it.

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::{
+    hole,
     learn::{changes_above, put_prior},
     log_changes,
 };
@@ -44,12 +45,13 @@ pub fn set_from(
     put_prior(batch, room, order, key, val)
 }
 
-/// Keeps what is below a base as it is: the key is absent there. Nothing is below a base whose hole has not been filled, and that
-/// is the first of its room.
+/// Keeps what is below a base as it is: the key is absent there. As long as nothing fills the hole below the base, a row at its floor
+/// says so, because events that fill it may set the key; from then on what fills it is as it was.
 fn keep_below(batch: &mut Batch, room: RoomNum, key: StateKeyNum, base: Order) -> Result<(), Fault> {
-    let hole = schema::HOLE.get(batch, (room, Order::live(base.anchor)))?;
-    let is_nothing = hole.is_some_and(|hole| hole.is_bottomless && hole.parts == 0);
-    if is_nothing || schema::STATE_UNDO.get(batch, (room, key, base))?.is_some() {
+    if schema::HOLE.contains(batch, (room, Order::live(base.anchor)))? {
+        return hole::keep_below(batch, room, base.anchor, key);
+    }
+    if schema::STATE_UNDO.get(batch, (room, key, base))?.is_some() {
         return Ok(());
     }
     schema::STATE_UNDO.put(batch, (room, key, base), &StateValue::Absent);
@@ -97,5 +99,49 @@ mod tests {
             assert_eq!((at(order, 3), at(order, 4)), (three, four), "{order:?}");
         }
         assert_eq!(at(Order::live(Position::MAX), 3), event(3));
+    }
+
+    #[test]
+    fn an_event_that_is_set_late_and_fills_the_hole_is_in_the_state_after_it() {
+        for fills_first in [false, true] {
+            let bench = Bench::new();
+            let room = bench.room;
+            let below = bench.step(&[(key(1), event(1))]);
+            let join = Order::live(bench.step(&[]).anchor);
+            let missing = vec!["$missing".to_owned()];
+            let base = bench
+                .write(|batch| state::open_hole(batch, room, join.anchor, false, missing.clone()).unwrap());
+            bench.step(&[(key(3), event(3)), (key(4), event(4))]);
+            let set_late = || {
+                bench.write(|batch| {
+                    set_from(batch, room, key(3), base, event(30)).unwrap();
+                    set_from(batch, room, key(4), base, event(40)).unwrap();
+                });
+            };
+            let fill = |steps: Vec<Vec<(StateKeyNum, StateValue)>>, hole: Order| {
+                let segment = state::Segment { bottom: Vec::new(), steps, missing: missing.clone() };
+                let mut fill = state::Fill::plan(&*bench.store.snapshot(), room, hole, &segment).unwrap();
+                loop {
+                    if let Some(orders) = bench.write(|batch| fill.part(batch, room).unwrap()) {
+                        return orders;
+                    }
+                }
+            };
+            if !fills_first {
+                set_late();
+            }
+            let orders = fill(vec![vec![(key(3), event(30))], Vec::new()], join);
+            if fills_first {
+                set_late();
+            }
+            let snapshot = bench.store.snapshot();
+            let at = |order: Order, of| state::at(&*snapshot, room, StateRef::Main(order), key(of)).unwrap();
+            assert_eq!((at(base, 3), at(base, 4)), (event(30), event(40)), "{fills_first}");
+            assert_eq!((at(orders[0], 3), at(orders[1], 3)), (event(30), event(30)), "{fills_first}");
+            assert_eq!(
+                (at(below, 1), at(below, 3), at(below, 4)),
+                (event(1), StateValue::Absent, StateValue::Absent)
+            );
+        }
     }
 }

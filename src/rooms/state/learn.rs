@@ -7,7 +7,11 @@
 
 use std::ops::Bound;
 
-use super::{StateValue, hole::keep_below, now, put_now};
+use super::{
+    StateValue,
+    hole::{keep_below, keep_filled},
+    now, put_now,
+};
 use crate::{
     ids::{Order, RoomNum, StateKeyNum},
     schema,
@@ -57,7 +61,8 @@ pub(super) fn put_prior(
     Ok(())
 }
 
-/// Learns the value of a key in the state at `base`. What is below the hole that opened there stays as it is.
+/// Learns the value of a key in the state at `base`. What is below the hole that opened there stays as it is, and what the events that fill
+/// it changed.
 pub(crate) fn learn(
     batch: &mut Batch,
     room: RoomNum,
@@ -69,6 +74,7 @@ pub(crate) fn learn(
         Some((_, prior)) if prior == val => Ok(Learned::Known),
         Some((order, _)) => {
             keep_below(batch, room, base.anchor, key)?;
+            keep_filled(batch, room, base, key)?;
             put_prior(batch, room, order, key, val)?;
             Ok(Learned::Past)
         }
@@ -78,6 +84,7 @@ pub(crate) fn learn(
                 return Ok(Learned::Known);
             }
             keep_below(batch, room, base.anchor, key)?;
+            keep_filled(batch, room, base, key)?;
             put_now(batch, room, key, val);
             Ok(Learned::Now(before))
         }
@@ -101,6 +108,7 @@ pub(crate) fn learn_before(
         return Ok(false);
     }
     keep_below(batch, room, base.anchor, key)?;
+    keep_filled(batch, room, base, key)?;
     put_prior(batch, room, order, key, val)?;
     Ok(true)
 }
@@ -125,10 +133,16 @@ pub(crate) fn set_since(
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
-    use crate::rooms::state::{
-        self, StateRef, at,
-        tests::{Bench, event, key},
+    use crate::{
+        ids::EventNum,
+        rooms::state::{
+            self, StateRef, at,
+            tests::{Bench, event, key},
+        },
+        schema::events::{EventHeader, EventRow, Spans},
     };
 
     #[test]
@@ -196,6 +210,86 @@ mod tests {
         assert_eq!(values(base), [event(1), event(7), StateValue::Absent, event(9)]);
         assert_eq!(values(changed), [event(1), event(2), event(3), event(9)]);
         assert_eq!(values(again), [event(1), event(4), event(3), event(9)]);
+    }
+
+    /// Has a place in the timeline filled.
+    fn put_event(batch: &mut Batch, room: RoomNum, order: Order) {
+        let header = EventHeader {
+            event: EventNum(1),
+            key: [1; 32].into(),
+            sent_ms: 0,
+            depth: 1,
+            auth_depth: 0,
+            state_key: None,
+            replaces: None,
+            redacted_by: None,
+            unseen: false,
+            before: None,
+            after: None,
+            prev: Vec::new(),
+            auth: Vec::new(),
+            sent_by: None,
+            let_in: false,
+            rejected: false,
+            expired: false,
+            spans: Spans::default(),
+        };
+        schema::TIMELINE.put(batch, (room, order), &EventRow { header, json: Bytes::from_static(b"{}") });
+    }
+
+    #[test]
+    fn what_fills_the_hole_keeps_what_its_events_changed() {
+        for learns_meanwhile in [false, true] {
+            let bench = Bench::new();
+            let room = bench.room;
+            let below = bench.step(&[(key(5), event(50))]);
+            // The join comes with two members who are presumed to be as events say, and nothing is known of the third.
+            let join = bench.step(&[(key(1), event(10)), (key(2), event(20)), (key(5), StateValue::Absent)]);
+            let missing = vec!["$missing".to_owned()];
+            let hole = Order::live(bench.step(&[]).anchor);
+            let base = bench
+                .write(|batch| state::open_hole(batch, room, hole.anchor, false, missing.clone()).unwrap());
+            let segment = state::Segment {
+                bottom: vec![(key(1), event(9))],
+                steps: vec![vec![(key(1), event(10))], vec![], vec![(key(4), event(40))]],
+                missing,
+            };
+            let mut fill = state::Fill::plan(&*bench.store.snapshot(), room, hole, &segment).unwrap();
+            let learn_all = || {
+                bench.write(|batch| {
+                    for (number, val) in [(1, 11), (2, 21), (3, 31), (4, 41)] {
+                        learn(batch, room, base, key(number), event(val)).unwrap();
+                    }
+                });
+            };
+            if learns_meanwhile {
+                learn_all();
+            }
+            let orders = loop {
+                let done = bench.write(|batch| {
+                    let orders = fill.part(batch, room).unwrap();
+                    orders.iter().flatten().for_each(|order| put_event(batch, room, *order));
+                    orders
+                });
+                if let Some(orders) = done {
+                    break orders;
+                }
+            };
+            if !learns_meanwhile {
+                learn_all();
+            }
+            let read = bench.store.snapshot();
+            let values =
+                |order| [1, 4, 5].map(|it| at(&*read, room, StateRef::Main(order), key(it)).unwrap());
+            let none = StateValue::Absent;
+            assert_eq!(values(base), [event(11), event(41), none], "{learns_meanwhile}");
+            assert_eq!(values(orders[2]), [event(10), event(40), none], "{learns_meanwhile}");
+            assert_eq!(values(orders[1])[0], event(10), "what an event of the past set is so after it");
+            assert_eq!(values(orders[0])[0], event(10));
+            assert_eq!(values(Order { minor: orders[0].minor - 1, ..orders[0] })[0], event(9));
+            assert_eq!(values(join), [event(10), none, none], "what is below the hole stays");
+            assert_eq!(values(below), [none, none, event(50)]);
+        }
     }
 
     #[test]
