@@ -217,11 +217,21 @@ impl Elsewhere {
 
     /// Puts the server of these rooms into the network like [`Self::serve`]. What is asked of another room is answered as of the first.
     pub(crate) fn serve_all(rooms: &[Self], net: &Net, tamper: Tamper) -> Arc<Mutex<Vec<(String, Value)>>> {
-        let own = own_keys("a.example", 9, "k").unwrap();
-        net.host("a.example", &["5.9.0.1"]);
+        Self::serve_as(rooms, net, ("a.example", "5.9.0.1", 9), tamper)
+    }
+
+    /// Puts another server that has these rooms into the network, by its name, its address and the number of its key.
+    pub(crate) fn serve_as(
+        rooms: &[Self],
+        net: &Net,
+        (name, address, key): (&str, &str, u8),
+        tamper: Tamper,
+    ) -> Arc<Mutex<Vec<(String, Value)>>> {
+        let own = own_keys(name, key, "k").unwrap();
+        net.host(name, &[address]);
         let (rooms, asked) = (rooms.to_vec(), Arc::new(Mutex::new(Vec::new())));
         let notes = Arc::clone(&asked);
-        net.serve("5.9.0.1:8448", &["a.example"], move |arrived| {
+        net.serve(&format!("{address}:8448"), &[name], move |arrived| {
             let path = arrived.request.uri().path().to_owned();
             let body: Value = serde_json::from_slice(arrived.request.body()).unwrap_or(Value::Null);
             if path.starts_with("/_matrix/federation") {

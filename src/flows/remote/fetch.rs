@@ -47,7 +47,7 @@ use crate::{
         self,
         rooms::{Place, RoomRow},
     },
-    store::View,
+    store::{Fault, Snapshot, View},
 };
 
 /// An answer with some events begins within this time.
@@ -155,6 +155,26 @@ impl Unbelieved {
     }
 }
 
+/// Lists servers that have somebody in a room, at most [`SERVERS_LOOKED_AT`] of either kind: those of which members are known, and
+/// those that are only said to be there, which come after them, because one server may name any number of them.
+fn list_others(read: &Snapshot, room: RoomNum, row: &RoomRow) -> Result<[Vec<OwnedServerName>; 2], Fault> {
+    let claimed = match &row.partial {
+        Some(_) => members::list_claimed(read, room, usize::MAX)?.into_iter().collect(),
+        None => BTreeSet::new(),
+    };
+    let (mut known, mut said) = (Vec::new(), Vec::new());
+    for server in members::list_servers(read, room)? {
+        let server = server?;
+        let others = if claimed.contains(&server) { &mut said } else { &mut known };
+        if others.len() < SERVERS_LOOKED_AT {
+            others.extend(OwnedServerName::try_from(server));
+        } else if claimed.is_empty() {
+            break;
+        }
+    }
+    Ok([known, said])
+}
+
 /// The ids of a state, and of the events that allow it, as a server gave them.
 pub(crate) struct Ids {
     pub(crate) state: Vec<OwnedEventId>,
@@ -176,24 +196,23 @@ impl<'a> Fetch<'a> {
             .blocking(move || {
                 let snapshot = owned.store.snapshot();
                 let row = rooms::require_row(&*snapshot, num)?;
-                let others = members::list_servers(&*snapshot, num)?.take(SERVERS_LOOKED_AT);
-                let others: Vec<String> = others.collect::<Result<_, _>>()?;
+                let others = list_others(&snapshot, num, &row)?;
                 Ok((row, others))
             })
             .await?;
         let us = &app.config.server.name;
-        let mut others: Vec<OwnedServerName> =
-            others.into_iter().filter_map(|server| server.try_into().ok()).collect();
         let mut servers: Vec<OwnedServerName> = Vec::new();
         for server in first {
             if &server != us && !servers.contains(&server) {
                 servers.push(server);
             }
         }
-        others.retain(|server| server != us && !servers.contains(server));
-        while servers.len() < SERVERS_MAX && !others.is_empty() {
-            let chosen = usize::try_from(app.env.random_below(others.len() as u64)).unwrap_or(0);
-            servers.push(others.swap_remove(chosen));
+        for mut others in others {
+            others.retain(|server| server != us && !servers.contains(server));
+            while servers.len() < SERVERS_MAX && !others.is_empty() {
+                let chosen = usize::try_from(app.env.random_below(others.len() as u64)).unwrap_or(0);
+                servers.push(others.swap_remove(chosen));
+            }
         }
         servers.truncate(SERVERS_MAX);
         let payers = payer::current();

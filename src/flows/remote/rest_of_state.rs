@@ -2,6 +2,10 @@
 //! let us in, and then from others that are said to be in the room. A server is asked for the state before the event that our join
 //! cites, which is followed by that event; where the join cites several, for the state before the join.
 //!
+//! A state with nobody of a server that is in the room by the word of the one that let us in is doubted: either of them may lie. So such
+//! servers are asked for theirs first, and at the next try the state counts, so that nobody holds up the others by naming who is
+//! not there.
+//!
 //! Nothing is noted of how far this came: what was fetched and learned is there, and is found again by the next try.
 
 use std::{
@@ -42,8 +46,15 @@ const REQUESTS_MAX: usize = 2_500;
 const EVENTS_MAX: usize = 5_000;
 /// The state of a room that is joined without its members has at most this many events, as that of a room that is joined whole.
 const STATE_MAX: usize = 400_000;
-/// The first tries demand all events of a state, because servers that do not answer mostly come back: so many.
+/// So many tries demand all events of a state, because servers that do not answer mostly come back.
 const WHOLE_TRIES: u32 = 5;
+/// So many tries leave it at that where a state has nobody of a server that is said to be in the room, and none of those that are asked
+/// themselves gives one.
+const DOUBTING_TRIES: u32 = 1;
+/// Of the servers of which a state has nobody, at most this many are asked for theirs.
+const DESERTED_ASKED_MAX: usize = 2;
+/// Such a server gives the state within this time.
+const DESERTED_TAKES_MAX: Duration = Duration::from_secs(30);
 /// After so many tries, which take a day, the states of earlier stays are given up: the room is of use without them.
 const EARLIER_TRIES_MAX: u32 = 14;
 /// A server gives the whole state within this time, or another one is asked.
@@ -70,7 +81,8 @@ pub(crate) async fn complete(app: &App, room: RoomNum, timer: &Timer) -> Result<
         return Ok(false);
     }
     if !stay.is_filled {
-        let wanted = Wanted { stay: stay.clone(), is_earlier, may_lack: timer.row.tries >= WHOLE_TRIES };
+        let tries = timer.row.tries;
+        let wanted = Wanted { stay: stay.clone(), is_earlier, tries };
         fill(app, room, &wanted).await?;
     }
     revise::revise(app, room, timer).await?;
@@ -83,8 +95,32 @@ struct Wanted {
     stay: PartialState,
     /// Whether the stay is over, and another one followed.
     is_earlier: bool,
+    /// The number of tries that failed.
+    tries: u32,
+}
+
+impl Wanted {
     /// Whether the state is taken though events of it are lost on the way.
-    may_lack: bool,
+    fn may_lack(&self) -> bool {
+        self.tries >= WHOLE_TRIES
+    }
+}
+
+/// The outcome of asking a server that gave a state.
+enum Given {
+    /// It was learnt.
+    Learnt,
+    /// It has nobody of these servers, who are in the room by the word of the one that let us in.
+    Deserts(Vec<OwnedServerName>),
+}
+
+/// How a server is asked for the state.
+#[derive(Clone, Copy)]
+struct Asking {
+    /// It gives the state within this time.
+    within: Duration,
+    /// Whether the state counts, whoever else is said to be in the room.
+    is_believed: bool,
 }
 
 /// Our join, and the events that it cites.
@@ -106,29 +142,84 @@ async fn fill(app: &App, room: RoomNum, wanted: &Wanted) -> Result<()> {
         Ok(Join { num, id: parsed.parsed.id.clone(), prev: parsed.parsed.prev.clone() })
     };
     let join = app.env.blocking(find).await?;
-    let (mut failed, mut fullest) = (None, states::Fullest::default());
+    let (mut failed, mut fullest, mut doubted) = (None, states::Fullest::default(), None);
+    let asking = Asking { within: FETCHING_TAKES_MAX, is_believed: wanted.may_lack() };
     for server in fetch.servers.clone() {
-        match fill_from(&mut fetch, &server, &join, wanted, &mut fullest).await {
-            Ok(()) => return Ok(()),
-            Err(error @ Error::Remote { .. }) => {
-                tracing::info!(%room, %server, %error, "a server did not give the state of a room that was joined without its members");
-                failed = Some(error);
-            }
+        match fill_from(&mut fetch, (&server, asking), &join, wanted, &mut fullest).await {
+            Ok(Given::Learnt) => return Ok(()),
+            Ok(Given::Deserts(deserted)) => note_doubted(room, &mut doubted, server, deserted),
+            Err(error @ Error::Remote { .. }) => failed = Some(note_failure(room, &server, error)),
             Err(other) => return Err(other),
         }
     }
-    Err(failed.unwrap_or_else(|| Error::Busy { retry_after: Duration::from_secs(60) }))
+    let Some((_, deserted)) = &doubted else {
+        return Err(failed.unwrap_or_else(|| Error::Busy { retry_after: Duration::from_secs(60) }));
+    };
+    // What they give is held against nobody else's, and nobody else's against it.
+    let mut apart = states::Fullest::default();
+    let within = Asking { within: DESERTED_TAKES_MAX, is_believed: false };
+    for server in choose_deserted(&fetch, deserted.clone()) {
+        fetch.servers.push(server.clone());
+        match fill_from(&mut fetch, (&server, within), &join, wanted, &mut apart).await {
+            Ok(Given::Learnt) => return Ok(()),
+            Ok(Given::Deserts(deserted)) => note_doubted(room, &mut doubted, server, deserted),
+            Err(error @ Error::Remote { .. }) => drop(note_failure(room, &server, error)),
+            Err(other) => return Err(other),
+        }
+    }
+    if let Some((server, _)) = doubted.filter(|_| wanted.tries >= DOUBTING_TRIES) {
+        let asking = Asking { is_believed: true, ..asking };
+        if let Given::Learnt = fill_from(&mut fetch, (&server, asking), &join, wanted, &mut fullest).await? {
+            return Ok(());
+        }
+    }
+    Err(Error::Remote {
+        server: partial.via.clone(),
+        cause: "it named servers who are in a room, of whom others give a state with nobody".to_owned(),
+    })
+}
+
+fn note_failure(room: RoomNum, server: &ServerName, error: Error) -> Error {
+    tracing::info!(%room, %server, %error, "a server did not give the state of a room that was joined without its members");
+    error
+}
+
+/// A server that gave a state, and the servers of which it has nobody though they are said to be in the room.
+type Doubted = (OwnedServerName, Vec<OwnedServerName>);
+
+/// Notes a state that has nobody of some servers. Of several, the first with the fewest of these counts.
+fn note_doubted(
+    room: RoomNum,
+    doubted: &mut Option<Doubted>,
+    server: OwnedServerName,
+    deserted: Vec<OwnedServerName>,
+) {
+    tracing::info!(%room, %server, missing = deserted.len(), "a server gave a state with nobody of others who are said to be in the room");
+    if doubted.as_ref().is_none_or(|(_, fewest)| deserted.len() < fewest.len()) {
+        *doubted = Some((server, deserted));
+    }
+}
+
+/// Chooses some of the servers that a state has nobody of, who have not been asked for theirs.
+fn choose_deserted(fetch: &Fetch<'_>, mut deserted: Vec<OwnedServerName>) -> Vec<OwnedServerName> {
+    deserted.retain(|server| !fetch.servers.contains(server));
+    let mut chosen = Vec::new();
+    while chosen.len() < DESERTED_ASKED_MAX && !deserted.is_empty() {
+        let at = usize::try_from(fetch.app.env.random_below(deserted.len() as u64)).unwrap_or(0);
+        chosen.push(deserted.swap_remove(at));
+    }
+    chosen
 }
 
 /// Asks one server for the state, and learns what it gives.
 async fn fill_from(
     fetch: &mut Fetch<'_>,
-    server: &ServerName,
+    (server, asking): (&ServerName, Asking),
     join: &Join,
     wanted: &Wanted,
     fullest: &mut states::Fullest,
-) -> Result<()> {
-    let Wanted { stay: partial, is_earlier, may_lack } = wanted;
+) -> Result<Given> {
+    let Wanted { stay: partial, is_earlier, .. } = wanted;
     let (app, room, began) = (fetch.app.clone(), fetch.num, fetch.app.env.uptime());
     let fault = |cause: &str| Error::Remote { server: server.to_string(), cause: cause.to_owned() };
     // Servers of the room may not have heard of our join yet, but know the event that it cites.
@@ -152,7 +243,7 @@ async fn fill_from(
     let (mut ids, missing) = tokio::select! {
         biased;
         fetched = fetching => fetched?,
-        () = app.env.sleep(FETCHING_TAKES_MAX) => return Err(fault("it did not give the state in time")),
+        () = app.env.sleep(asking.within) => return Err(fault("it did not give the state in time")),
     };
     if !fullest.is_within(ids.state.len()) {
         return Err(fault("it gave a state of fewer events than another server"));
@@ -202,18 +293,16 @@ async fn fill_from(
     let (Compared { unknown, mut lacking, deserted }, left_out) =
         app.env.blocking(compare).await?.ok_or_else(|| fault("it gave no state of the room"))?;
     let is_all_here = lacking.is_empty() && left_out.is_empty();
-    if let Some(deserted) = deserted.filter(|_| is_all_here && !may_lack && *server != *via) {
+    if !deserted.is_empty() && is_all_here && !asking.is_believed && *server != *via {
         // Who let us in is believed more, and mostly comes back.
-        return Err(fault(&format!(
-            "it gave a state with nobody of {deserted}, who is in the room by the word of {via}"
-        )));
+        return Ok(Given::Deserts(deserted));
     }
     // Nothing is lost that is tried again later.
     lacking.retain(|id| !left_out.contains_key(id));
     if states::lacks_much(lacking.len(), ids.state.len()) {
         return Err(fault("it gave a state whose events it does not give"));
     }
-    if !may_lack && lacking.iter().any(|id| *is_earlier || !fetch.unbelieved.contains(id)) {
+    if !wanted.may_lack() && lacking.iter().any(|id| *is_earlier || !fetch.unbelieved.contains(id)) {
         fullest.note(ids.state.len(), lacking.len());
         return Err(fault(
             "it gave a state of which it did not give some events, which may come at the next try",
@@ -225,7 +314,8 @@ async fn fill_from(
     tracing::debug!(%room, %server, keys = unknown.len(), left_out = left_out.len(), "the state of a room is learned that was joined without its members");
     let (owned, left_out) = (app.clone(), left_out.into_values().collect::<Vec<_>>());
     let after = move |change: &mut Change| Ok(left_out::remember_more(&owned, change, &left_out)?);
-    revise::learn(&app, room, join.num, unknown, after).await
+    revise::learn(&app, room, join.num, unknown, after).await?;
+    Ok(Given::Learnt)
 }
 
 /// The comparison of a state that a server gave with what is known of it.
@@ -234,8 +324,8 @@ struct Compared {
     unknown: Vec<(StateKeyNum, StateValue)>,
     /// The ids of the events that are not here.
     lacking: BTreeSet<OwnedEventId>,
-    /// A server that is said to have somebody in the room, of whom neither this state nor this server knows.
-    deserted: Option<String>,
+    /// The servers that are said to have somebody in the room, of whom neither this state nor this server knows.
+    deserted: Vec<OwnedServerName>,
 }
 
 /// Compares a state that a server gave with what is known of the state before our join; `None` for what is no state of the room. Of members the whole state is right, of others what we were joined with: the join was judged by
@@ -277,6 +367,8 @@ fn list_unknown(
     let inhabited = of_members.iter().filter(|(key, _)| joined.contains(key));
     let inhabited: BTreeSet<&str> = inhabited.filter_map(|(_, user)| Some(user.split_once(':')?.1)).collect();
     let claimed = members::list_claimed(read, room, usize::MAX)?;
-    let deserted = claimed.into_iter().find(|server| *server != partial.us && !inhabited.contains(&**server));
+    let deserted =
+        claimed.into_iter().filter(|server| *server != partial.us && !inhabited.contains(&**server));
+    let deserted = deserted.filter_map(|server| server.try_into().ok()).collect();
     Ok(Some(Compared { unknown, lacking, deserted }))
 }
