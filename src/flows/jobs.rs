@@ -4,6 +4,9 @@
 //!
 //! A job has its effect once, because the batch of the effect deletes the timer, or because a repetition changes nothing. The
 //! work itself is told to [`Running`] when the server starts, because flows that promise jobs are used by that work.
+//!
+//! Jobs that are due share a bounded number of places. What is to be done here is done in a place; whatever waits for another server
+//! gives it up meanwhile ([`rest`]), or has none ([`do_elsewhere`]), so that nobody who is slow holds a place that others need.
 
 mod line;
 #[cfg(test)]
@@ -71,8 +74,47 @@ struct Jobs {
     /// The jobs that wait for other servers, or are about to.
     elsewhere: Mutex<BTreeSet<Name>>,
     elsewhere_lanes: Lanes,
-    /// Notified whenever a job is over.
+    /// Notified whenever a job is over, or gives up its place.
     ended: Notify,
+}
+
+tokio::task_local! {
+    /// The job that the current task carries out because it is due.
+    static DUE: Place;
+}
+
+/// The place of a job.
+struct Place {
+    running: Running,
+    name: Name,
+}
+
+/// A job that has given up its place, which it gets again when this is dropped.
+pub(crate) struct Resting {
+    running: Running,
+    name: Name,
+    owner: Owner,
+}
+
+/// Gives up the place of the job that the current task carries out, as long as it waits for another server; nothing happens where it
+/// holds none.
+pub(crate) fn rest() -> Option<Resting> {
+    DUE.try_with(Place::rest).ok().flatten()
+}
+
+impl Place {
+    fn rest(&self) -> Option<Resting> {
+        let (running, name) = (self.running.clone(), self.name.clone());
+        let owner = running.0.here.lock().rest(&name)?;
+        running.0.ended.notify_one();
+        Some(Resting { running, name, owner })
+    }
+}
+
+impl Drop for Resting {
+    fn drop(&mut self) {
+        self.running.0.here.lock().go_on(&self.name, self.owner);
+    }
 }
 
 /// A job that is being carried out. Dropping this marks it as over.
@@ -131,7 +173,7 @@ impl Running {
         (self.0.carry_out)(app.clone(), timer.clone())
     }
 
-    /// Resolves when a job is over, or was since this last resolved.
+    /// Resolves when a job is over or gives up its place, or did since this last resolved.
     pub(crate) async fn ended(&self) {
         self.0.ended.notified().await;
     }
@@ -261,8 +303,9 @@ fn payers_of(owner: Owner) -> Payers {
 /// Carries out a job for which nobody waits. A job that fails is put off, so that it holds no other up.
 fn carry_out_due(app: &App, due: Timer, run: Run) {
     let worker = app.clone();
+    let place = Place { running: run.running.clone(), name: run.name.clone() };
     app.env.spawn(async move {
-        if let Err(error) = worker.running.carry_out(&worker, &due).await {
+        if let Err(error) = DUE.scope(place, worker.running.carry_out(&worker, &due)).await {
             let (fails, kind) = (worker.clone(), due.kind);
             if let Err(error) = worker.env.blocking(move || fail(&fails, &due, &error)).await {
                 tracing::error!(%error, kind, "a job that failed could not be put off");

@@ -18,7 +18,7 @@ use crate::{
     flows::places::Places,
 };
 
-/// Work that has held its place for this long is slow.
+/// Work that has held its place for this long is slow, unless its kind is to be quicker.
 pub(crate) const SLOW_AFTER: Duration = Duration::from_secs(10);
 /// Work waits at most this long for a place in the quick lane.
 const WAITS_MAX: Duration = Duration::from_secs(60);
@@ -33,6 +33,7 @@ pub(crate) struct Lanes {
     waiting: Places,
     quick: Places,
     slow: Slow,
+    slow_after: Duration,
 }
 
 /// Whether work of its kind is known to be slow.
@@ -59,7 +60,13 @@ impl Lanes {
             waiting: Places::new(WAITING_MAX, WAITING_PAYERS_MIN),
             quick: Places::new(quick, payers_min),
             slow: Slow::new(slow),
+            slow_after: SLOW_AFTER,
         }
+    }
+
+    /// Counts work as slow that has held its place for this long.
+    pub(crate) fn slow_after(self, slow_after: Duration) -> Self {
+        Self { slow_after, ..self }
     }
 
     /// Does this work in a place that these payers have. It is dropped where it has to make room.
@@ -81,7 +88,7 @@ impl Lanes {
             tokio::select! {
                 biased;
                 done = &mut work => return Ok(done),
-                () = env.sleep(SLOW_AFTER) => {}
+                () = env.sleep(self.slow_after) => {}
             }
             drop(place);
         }

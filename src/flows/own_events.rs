@@ -15,7 +15,10 @@ use crate::{
     },
     ids::{RoomNum, UserNum},
     rooms::{
-        change::{Change, Received, countersigned::Unsigned},
+        change::{
+            Change, Received,
+            countersigned::{Countersigned, Unsigned},
+        },
         turns::Seat,
     },
 };
@@ -136,22 +139,38 @@ async fn in_rounds<T: Send + 'static>(
             (Err(Error::Busy { .. }), Some(unsigned)) => unsigned,
             (answer, _) => return answer,
         };
-        if place.is_none() {
-            place = turns.signing.try_acquire().ok();
-            if place.is_none() {
-                // An event on the room's heads of now would stand beside all that others have signed meanwhile.
-                place = Some(wait_for_place(app, &turns.signing, patience).await?);
-                continue;
-            }
-        }
-        let given = match policy_server::sign_own(app, unsigned.clone(), patience).await {
-            Ok(given) => given,
-            Err(why) => unsigned.without().ok_or(why)?,
+        let server = unsigned.server.clone();
+        let signing = sign(app, &turns.signing, &mut place, unsigned, patience);
+        let given = match patience.minds_silence {
+            true => policy_server::wait_unasked(app, &server, signing).await?,
+            false => signing.await?,
         };
-        signed.push(given);
+        signed.extend(given);
     }
     tracing::debug!(%room, "an event is not sent: its room went on too fast for its policy server");
     Err(Error::Busy { retry_after: AGAIN })
+}
+
+/// Has an event signed, in a place of its room. `None` where such a place had to be waited for, so that the event is to be built anew: on the
+/// room's heads of before, it would stand beside all that others have signed meanwhile.
+async fn sign<'a>(
+    app: &App,
+    places: &'a Semaphore,
+    place: &mut Option<SemaphorePermit<'a>>,
+    unsigned: Unsigned,
+    patience: Patience,
+) -> Result<Option<Countersigned>> {
+    if place.is_none() {
+        *place = places.try_acquire().ok();
+    }
+    if place.is_none() {
+        *place = Some(wait_for_place(app, places, patience).await?);
+        return Ok(None);
+    }
+    match policy_server::sign_own(app, unsigned.clone(), patience).await {
+        Ok(given) => Ok(Some(given)),
+        Err(why) => unsigned.without().ok_or(why).map(Some),
+    }
 }
 
 async fn wait_for_place<'a>(

@@ -17,8 +17,12 @@ use parking_lot::Mutex;
 use ruma::{EventId, OwnedEventId, OwnedServerName, ServerName, room_version_rules::RoomVersionRules};
 
 use crate::{
+    env::payer::{self, Payer, Payers},
     error::{Error, Refusal, Result},
-    flows::App,
+    flows::{
+        App, jobs,
+        lanes::{Lanes, Pace},
+    },
     rooms::{
         change::{
             Received,
@@ -61,12 +65,30 @@ const PAUSED_MAX: usize = 1_000;
 /// A reason has at most this many characters.
 const REASON_CHARS_MAX: usize = 300;
 
+/// At most this many events that no request waits for wait for policy servers at once, until it is known that these are slow.
+const QUICK_UNASKED_MAX: usize = 64;
+/// It takes at least this many users, and as many policy servers, to have as many wait.
+const UNASKED_PAYERS_MIN: usize = 8;
+/// A policy server that has not answered after this time is slow.
+const SLOW_AFTER: Duration = Duration::from_secs(2);
+/// At most this many such events wait for slow ones, besides.
+const SLOW_UNASKED_MAX: usize = 192;
+
 /// An event, and the server whose word on it counts.
 type Case = (OwnedEventId, OwnedServerName);
 
-/// The memory of policy servers, which is lost with the process.
-#[derive(Default)]
-pub struct PolicyServers(Mutex<Memory>);
+/// The memory of policy servers, which is lost with the process, and the places for waiting for them.
+pub struct PolicyServers {
+    memory: Mutex<Memory>,
+    unasked: Lanes,
+}
+
+impl Default for PolicyServers {
+    fn default() -> Self {
+        let unasked = Lanes::new((QUICK_UNASKED_MAX, UNASKED_PAYERS_MIN), SLOW_UNASKED_MAX);
+        Self { memory: Mutex::default(), unasked: unasked.slow_after(SLOW_AFTER) }
+    }
+}
 
 #[derive(Default)]
 struct Memory {
@@ -154,7 +176,7 @@ enum Word {
 impl PolicyServers {
     /// Whether an event waits until a policy server can be asked about it, or about what it stands on. `now` is the uptime.
     pub(crate) fn is_held(&self, event: &EventId, now: Duration) -> bool {
-        let memory = self.0.lock();
+        let memory = self.memory.lock();
         let is_behind =
             || memory.behind.since(event).is_some_and(|since| now.saturating_sub(since) < HELD_MAX);
         memory.held.since(event).is_some() || is_behind()
@@ -162,7 +184,7 @@ impl PolicyServers {
 
     /// Notes that an event waits for what it stands on.
     pub(crate) fn note_behind(&self, event: &Received, now: Duration) {
-        self.0.lock().behind.note(event.id(), event.event().sender.server_name(), now);
+        self.memory.lock().behind.note(event.id(), event.event().sender.server_name(), now);
     }
 }
 
@@ -270,7 +292,7 @@ async fn ask(app: &App, server: &PolicyServer, event: &Received, within: Duratio
         Answer::Signature(_) | Answer::Limited(_) => "",
     };
     tracing::debug!(server = %name, event = %event.id(), outcome, why, "a policy server was asked for its signature");
-    let (now, mut memory) = (app.env.uptime(), app.policy_servers.0.lock());
+    let (now, mut memory) = (app.env.uptime(), app.policy_servers.memory.lock());
     match &answer {
         Answer::Signature(_) | Answer::Refused { .. } => drop(memory.paused.remove(name)),
         Answer::Limited(after) => {
@@ -306,7 +328,7 @@ pub(crate) async fn sign_own(app: &App, unsigned: Unsigned, patience: Patience) 
     for _ in 0..TRIES_MAX {
         let now = app.env.uptime();
         let left = until.saturating_sub(now);
-        let pause = app.policy_servers.0.lock().find_pause(name, now);
+        let pause = app.policy_servers.memory.lock().find_pause(name, now);
         match pause {
             Some((wait, true)) if wait >= left && patience.minds_silence => {
                 return Err(remote(name, "it is to be asked later"));
@@ -337,6 +359,24 @@ pub(crate) async fn sign_own(app: &App, unsigned: Unsigned, patience: Patience) 
         }
     }
     Err(Error::Busy { retry_after: LIMITED_FOR })
+}
+
+/// Waits for a policy server for an event that no request waits for. A job gives up its place meanwhile, and waits in one that its
+/// user and the policy server pay for, so that events of others do not wait for slow policy servers. Errors: [`Error::Remote`]
+/// where there is no such place, beside those of the wait.
+pub(crate) async fn wait_unasked<T>(
+    app: &App,
+    server: &PolicyServer,
+    wait: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let _resting = jobs::rest();
+    let user = match payer::current().first() {
+        Payer::User(user) => Some(user),
+        _ => None,
+    };
+    let payers = Payers::of_work(user, server.name().as_str());
+    let waited = app.policy_servers.unasked.run(&app.env, (payers, Pace::Unknown), payers.during(wait)).await;
+    waited.unwrap_or_else(|_| Err(remote(server.name(), "there is no place for waiting for it")))
 }
 
 fn remote(server: &OwnedServerName, cause: impl Into<String>) -> Error {
@@ -377,7 +417,7 @@ pub(crate) async fn judge(
 ) -> Judged {
     let case = (event.id().to_owned(), server.name().clone());
     let sender = event.event().sender.server_name();
-    let memory = &app.policy_servers.0;
+    let memory = &app.policy_servers.memory;
     {
         let (now, mut memory) = (app.env.uptime(), memory.lock());
         if let Some(word) = memory.find_word(&case, server, now) {

@@ -1,5 +1,7 @@
 //! Rooms that use a policy server, which signs the events that it recommends (server-server API, "Policy Servers").
 
+mod crowds;
+
 use std::time::Duration;
 
 use aqueduct::{

@@ -55,6 +55,22 @@ impl Held {
         Some(has_place)
     }
 
+    /// Gives back the place of a job that goes on without one for a while. Answers whose it was, if it had one.
+    pub(super) fn rest(&mut self, name: &Name) -> Option<Owner> {
+        let owner = self.running.get_mut(name)?.take()?;
+        give_back(&mut self.of_kind, name.0);
+        give_back(&mut self.of_owner, owner);
+        Some(owner)
+    }
+
+    /// Gives a job its place again, also where none is free, so that those that are at work are counted.
+    pub(super) fn go_on(&mut self, name: &Name, owner: Owner) {
+        let Some(held @ None) = self.running.get_mut(name) else { return };
+        *held = Some(owner);
+        *self.of_kind.entry(name.0).or_default() += 1;
+        *self.of_owner.entry(owner).or_default() += 1;
+    }
+
     /// Notes that a job is over, and gives its place back.
     pub(super) fn end(&mut self, name: &Name) {
         let Some(Some(owner)) = self.running.remove(name) else { return };
@@ -177,6 +193,16 @@ mod tests {
         }
         assert_eq!(begun, OF_KIND_MAX);
         assert_eq!(held.begin_in_place(name(2, 0), room(201)), Some(true), "another kind has its own places");
+        // Whoever rests leaves room for one more, and comes back into a place of its own.
+        let rests = name(1, 0);
+        assert_eq!(held.rest(&rests), Some(room(1)));
+        assert_eq!(held.rest(&rests), None, "it holds no place");
+        assert_eq!(held.begin_in_place(name(1, 201), room(201)), Some(true));
+        held.go_on(&rests, room(1));
+        held.go_on(&rests, room(1));
+        assert_eq!(held.of_kind[&1], OF_KIND_MAX + 1);
+        held.end(&name(1, 201));
+        assert_eq!(held.begin_in_place(name(1, 202), room(202)), Some(false));
         let all: Vec<_> = held.running.keys().cloned().collect();
         all.iter().for_each(|name| held.end(name));
         assert!(held.running.is_empty() && held.of_kind.is_empty() && held.of_owner.is_empty(), "{held:?}");
