@@ -59,6 +59,15 @@ pub fn find_num(read: &(impl Read + ?Sized), user_id: &UserId) -> Result<Option<
     Ok(row.filter(|row| row.user_id == user_id).map(|_| user))
 }
 
+/// The numbers of the accounts with these user ids, in their order; none for one without an account here. The ids are of this server: its
+/// name is not looked at.
+pub fn find_nums<'u>(
+    read: &(impl Read + ?Sized),
+    user_ids: impl IntoIterator<Item = &'u UserId>,
+) -> Result<Vec<Option<UserNum>>, Fault> {
+    schema::USER_NAMES.get_many(read, user_ids.into_iter().map(UserId::localpart))
+}
+
 /// The number of the account with this user id, which must be one of ours. Errors: 404 `M_NOT_FOUND`.
 pub fn require_num(read: &(impl Read + ?Sized), user_id: &UserId) -> Result<UserNum> {
     find_num(read, user_id)?.ok_or_else(|| Refusal::not_found("There is no such user here.").into())

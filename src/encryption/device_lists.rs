@@ -8,7 +8,7 @@
 use std::ops::Bound;
 
 use federation::json::Canonical;
-use ruma::{OwnedDeviceId, OwnedUserId, UserId};
+use ruma::{OwnedDeviceId, UserId};
 use serde_json::Value;
 
 use crate::{
@@ -188,38 +188,30 @@ pub fn find_changed(read: &(impl Read + ?Sized), user_id: &UserId) -> Result<Opt
     schema::DEVICE_CHANGED.get(read, user_id.as_str())
 }
 
+/// Finds the positions at which the devices or keys of these users last changed, in their order.
+pub fn find_changed_of_many<'u>(
+    read: &(impl Read + ?Sized),
+    user_ids: impl IntoIterator<Item = &'u str>,
+) -> Result<Vec<Option<Position>>, Fault> {
+    schema::DEVICE_CHANGED.get_many(read, user_ids)
+}
+
 /// Lists the users whose devices or keys changed in (after, upto], on the whole server, the oldest change first. Each user
-/// comes once, at the last change. Rows are read only as far as the caller walks.
+/// comes once, because a change deletes the entry of the one before. Rows are read only as far as the caller walks.
 pub fn list_changes(
     read: &(impl Read + ?Sized),
     after: Position,
     upto: Position,
-) -> Result<impl Iterator<Item = Result<(Position, OwnedUserId), Fault>> + '_, Fault> {
-    let rows = schema::DEVICE_LOG.range::<Position>(
-        read,
-        Bound::Excluded(after),
-        Bound::Included(upto),
-        Direction::Up,
-    )?;
-    Ok(rows.filter_map(move |row| {
-        let (position, user_id) = match row {
-            Ok(row) => row,
-            Err(fault) => return Some(Err(fault)),
-        };
-        match schema::DEVICE_CHANGED.get(read, &user_id) {
-            // A log entry counts only while the row still has its position; a later change has an entry of its own.
-            Ok(now) if now != Some(position) => None,
-            Ok(_) => match UserId::parse(user_id) {
-                Ok(user_id) => Some(Ok((position, user_id))),
-                Err(_) => Some(Err(Fault::Corrupt("a device list belongs to no user id"))),
-            },
-            Err(fault) => Some(Err(fault)),
-        }
-    }))
+) -> Result<impl Iterator<Item = Result<String, Fault>> + '_, Fault> {
+    let (low, high) = (Bound::Excluded(after), Bound::Included(upto));
+    let rows = schema::DEVICE_LOG.range::<Position>(read, low, high, Direction::Up)?;
+    Ok(rows.map(|row| row.map(|(_, user_id)| user_id)))
 }
 
 #[cfg(test)]
 mod tests {
+    use ruma::OwnedUserId;
+
     use super::*;
     use crate::{
         accounts::{

@@ -1,6 +1,8 @@
 //! Finds who came to share a room with the user since the client asked last, and who ceased to. Device lists and
 //! presence follow from it.
 
+mod changed;
+
 use std::{collections::BTreeSet, ops::ControlFlow};
 
 use ruma::UserId;
@@ -12,9 +14,11 @@ use crate::{
     schema,
     schema::event_types::MEMBER,
     schema::rooms::Membership,
-    store::{Fault, Snapshot},
+    store::{Fault, Read},
     sync::window::Window,
 };
+
+pub(crate) use changed::list_changed;
 
 /// Members of a room are read this many at a time, which costs less than one by one.
 const MEMBERS_AT_ONCE: usize = if cfg!(test) { 3 } else { 500 };
@@ -68,7 +72,7 @@ type Member = (String, StateKeyNum);
 
 /// Visits all who are or were in a room, in pages.
 fn walk_members(
-    read: &Snapshot,
+    read: &(impl Read + ?Sized),
     num: RoomNum,
     mut visit: impl FnMut(&[Member]) -> Result<(), Fault>,
 ) -> Result<(), Fault> {
@@ -79,7 +83,7 @@ fn walk_members(
 
 /// Notes those of some members who are joined at an order; without one, those who are joined now.
 fn note_joined(
-    read: &Snapshot,
+    read: &(impl Read + ?Sized),
     num: RoomNum,
     members: &[Member],
     at: Option<Order>,
@@ -95,7 +99,7 @@ fn note_joined(
 /// Lists those of some users who are joined to any of these rooms. Of each room, either all members are read or those who are
 /// looked for, whichever are fewer.
 pub(crate) fn list_in_any(
-    read: &Snapshot,
+    read: &(impl Read + ?Sized),
     rooms: &[RoomNum],
     mut users: BTreeSet<String>,
 ) -> Result<BTreeSet<String>, Fault> {
@@ -134,7 +138,7 @@ pub(crate) fn list_in_any(
 }
 
 /// Whether a user is joined to any of these rooms.
-fn is_in_any(read: &Snapshot, rooms: &[RoomNum], user_id: &str) -> Result<bool, Fault> {
+fn is_in_any(read: &(impl Read + ?Sized), rooms: &[RoomNum], user_id: &str) -> Result<bool, Fault> {
     let Ok(parsed) = <&UserId>::try_from(user_id) else { return Ok(false) };
     if let Some(user) = accounts::users::find_num(read, parsed)? {
         let theirs = members::find_many(read, user, rooms.iter().copied())?;
@@ -170,19 +174,25 @@ mod tests {
 
     const USERS: u32 = 12;
 
-    fn user(number: u32) -> String {
+    pub(super) fn user(number: u32) -> String {
         format!("@u{number:02}:elsewhere.example")
     }
 
-    /// The row of a room that has this many state keys.
-    fn row(next_key: u32) -> RoomRow {
+    /// Puts the row of a room that has this many state keys.
+    pub(super) fn put_room(batch: &mut Batch, room: RoomNum, next_key: u32) {
         let id = ruma::RoomId::parse("!room:a.example").unwrap();
-        RoomRow { next_key, ..RoomRow::new(id, 11, Resident::Yes) }
+        let row = RoomRow { next_key, ..RoomRow::new(id, 11, Resident::Yes) };
+        schema::ROOM.put(batch, room, &row);
     }
 
-    /// Puts a member into a room, with rows as far as they are read here.
-    fn put_member(batch: &mut Batch, room: RoomNum, number: u32, membership: &str) {
-        let (user_id, key, event) = (user(number), StateKeyNum(number), EventNum(number.into()));
+    /// Puts a member into a room, with rows as far as they are read here. The number is that of the member's state key and event.
+    pub(super) fn put_member(
+        batch: &mut Batch,
+        room: RoomNum,
+        (number, user_id): (u32, &str),
+        membership: &str,
+    ) {
+        let (key, event) = (StateKeyNum(number), EventNum(number.into()));
         let json = serde_json::json!({
             "content": { "membership": membership }, "sender": user_id, "state_key": user_id, "type": MEMBER,
         });
@@ -210,8 +220,8 @@ mod tests {
         let order = Order { anchor: Position::ZERO, minor: i32::try_from(number).unwrap() };
         schema::TIMELINE.put(batch, (room, order), &EventRow { header, json });
         schema::PLACE.put(batch, (room, event), &Place::Timeline(order));
-        schema::STATE_KEY_NUM.put(batch, (room, MEMBER, &*user_id), &key);
-        let name = StateKeyRow { event_type: MEMBER.to_owned(), state_key: user_id };
+        schema::STATE_KEY_NUM.put(batch, (room, MEMBER, user_id), &key);
+        let name = StateKeyRow { event_type: MEMBER.to_owned(), state_key: user_id.to_owned() };
         schema::STATE_KEY.put(batch, (room, key), &name);
         schema::STATE_NOW.put(batch, (room, key), &StateValue::Event(event).into());
     }
@@ -228,11 +238,11 @@ mod tests {
             let mut naive = BTreeMap::new();
             for (num, members) in (0..).map(RoomNum).zip(&rooms) {
                 for (number, is_joined) in members {
-                    put_member(&mut batch, num, *number, if *is_joined { "join" } else { "leave" });
+                    put_member(&mut batch, num, (*number, &user(*number)), if *is_joined { "join" } else { "leave" });
                     *naive.entry(user(*number)).or_insert(false) |= *is_joined;
                 }
                 // A room with few keys is walked, and one with more keys than are asked for is not.
-                schema::ROOM.put(&mut batch, num, &row(members.len() as u32));
+                put_room(&mut batch, num, members.len() as u32);
             }
             drop(store.enqueue(batch).unwrap());
             store.flush().unwrap();
@@ -241,10 +251,10 @@ mod tests {
             let asked: BTreeSet<String> = asked.into_iter().map(user).collect();
             let expected: BTreeSet<String> =
                 asked.iter().filter(|user| naive.get(*user).copied().unwrap_or_default()).cloned().collect();
-            prop_assert_eq!(list_in_any(&snapshot, &nums, asked).unwrap(), expected);
+            prop_assert_eq!(list_in_any(&*snapshot, &nums, asked).unwrap(), expected);
             for (num, members) in nums.iter().zip(&rooms) {
                 let mut noted = BTreeSet::new();
-                walk_members(&snapshot, *num, |some| note_joined(&snapshot, *num, some, None, &mut noted)).unwrap();
+                walk_members(&*snapshot, *num, |some| note_joined(&*snapshot, *num, some, None, &mut noted)).unwrap();
                 let joined = members.iter().filter(|(_, is_joined)| **is_joined);
                 prop_assert_eq!(noted, joined.map(|(number, _)| user(*number)).collect());
             }

@@ -42,31 +42,23 @@ pub(crate) fn collect(window: &Window<'_>, changes: &Changes) -> Result<DeviceLi
     if !changes.device_lists && changes.shares.is_empty() {
         return Ok(lists);
     }
-    let own = window.ask.caller.user_id.as_str();
+    let own = &*window.ask.caller.user_id;
     let rooms = members::list_joined_rooms(window.read, window.ask.caller.user)?;
     if changes.device_lists {
-        let mut changed = list_changed(window)?;
-        lists.changed.extend(changed.take(own));
-        lists.changed.append(&mut shares::list_in_any(window.read, &rooms, changed)?);
+        let span = (window.from, window.upto);
+        lists.changed.append(&mut shares::list_changed(window.read, own, &rooms, span)?);
     }
     // A user who joins a room with others shares it with their own other devices, too, which must learn of each other.
     let came = &changes.shares.came;
-    if came.iter().any(|user_id| user_id != own) {
+    if came.iter().any(|user_id| user_id != own.as_str()) {
         lists.changed.extend(came.iter().cloned());
     }
     let mut went = changes.shares.went.clone();
-    went.remove(own);
+    went.remove(own.as_str());
     let still = shares::list_in_any(window.read, &rooms, went.clone())?;
     for user_id in went.difference(&still) {
         lists.changed.remove(user_id);
         lists.left.insert(user_id.clone());
     }
     Ok(lists)
-}
-
-/// Lists the users whose device list changed since the client asked last, whether they share a room with the user or
-/// not.
-fn list_changed(window: &Window<'_>) -> Result<BTreeSet<String>, Fault> {
-    let changed = encryption::device_lists::list_changes(window.read, window.from, window.upto)?;
-    changed.map(|row| row.map(|(_, user_id)| user_id.to_string())).collect()
 }
