@@ -24,7 +24,7 @@ use crate::{
         event_types::MEMBER,
         rooms::Membership,
     },
-    store::{Batch, Direction, Fault, Read, key::Json},
+    store::{Batch, Direction, Fault, Read, Snapshot, Wake, key::Json},
 };
 
 /// A list of more devices is not kept: it is asked for each time.
@@ -212,7 +212,7 @@ impl Asker {
 
     /// Whether a list is kept of a user that is current, and the asker has come to no room with its user since it was asked for. After a
     /// bounded number of look-ups none counts any more, so that its user's server is asked.
-    pub fn may_use(&mut self, read: &(impl Read + ?Sized), user_id: &UserId) -> Result<bool, Fault> {
+    pub fn may_use(&mut self, read: &Snapshot, user_id: &UserId) -> Result<bool, Fault> {
         let Some(row) = find_current(read, user_id)? else { return Ok(false) };
         let old = self.rooms.partition_point(|(since, _)| since.number() <= row.asked_upto);
         for (_, room) in self.rooms.iter().skip(old) {
@@ -246,13 +246,25 @@ pub fn has_anybody_come_since(
     Ok(false)
 }
 
+/// Whether a list was asked for before the incarnation that a position is of. The store went back in time since, so that a change may
+/// have been told of which nothing is known any more.
+fn is_doubted(row: &OtherListRow, now: Position) -> bool {
+    Position::new(row.asked_upto).unwrap_or_default().incarnation() < now.incarnation()
+}
+
+/// Whether a list is kept of a user that was asked for before this incarnation of the store.
+pub fn is_from_before(read: &Snapshot, user_id: &UserId) -> Result<bool, Fault> {
+    Ok(find(read, user_id)?.is_some_and(|row| is_doubted(&row, read.upto())))
+}
+
 /// Whether a list is kept of a user that is known to be what the user's server would answer now.
-pub fn is_current(read: &(impl Read + ?Sized), user_id: &UserId) -> Result<bool, Fault> {
+pub fn is_current(read: &Snapshot, user_id: &UserId) -> Result<bool, Fault> {
     Ok(find_current(read, user_id)?.is_some())
 }
 
-fn find_current(read: &(impl Read + ?Sized), user_id: &UserId) -> Result<Option<OtherListRow>, Fault> {
-    let Some(row) = find(read, user_id)?.filter(|row| !row.is_stale) else { return Ok(None) };
+fn find_current(read: &Snapshot, user_id: &UserId) -> Result<Option<OtherListRow>, Fault> {
+    let row = find(read, user_id)?.filter(|row| !row.is_stale && !is_doubted(row, read.upto()));
+    let Some(row) = row else { return Ok(None) };
     match Witness::of(&row) {
         Some(witness) if witness.holds(read, user_id)? => Ok(Some(row)),
         Some(_) | None => Ok(None),
@@ -297,8 +309,9 @@ impl AskedAt {
 
 /// Keeps a list that a user's server answered, in place of the one that was kept. Where it has changed since it was asked for, the answer
 /// may be older than the change, and the list is stale. Answers
-/// whether the list is stale; one that is too large, or one list too many of its server, is not kept at all. The caller holds
-/// the lock that stands for the server.
+/// whether the list is stale; one that is too large, or one list too many of its server, is not kept at all. If the list that was kept is from
+/// before this incarnation, and another one, it is noted as changed, because a change that was told may be lost. The caller
+/// holds the lock that stands for the server.
 pub fn keep(
     batch: &mut Batch,
     user_id: &UserId,
@@ -306,10 +319,18 @@ pub fn keep(
     witness: Witness,
     asked_at: AskedAt,
 ) -> Result<bool, Fault> {
+    let is_stale = device_lists::find_changed(batch, user_id)? != asked_at.changed;
+    if let Some(before) = find(batch, user_id)?
+        && is_doubted(&before, asked_at.upto)
+        && !is_same(batch, user_id, &before, list)?
+    {
+        device_lists::changed_elsewhere(batch, user_id)?;
+        batch.wake(Wake::InRooms { rooms: [witness.room].into() });
+    }
     forget(batch, user_id)?;
     let mut row = OtherListRow {
         streams: vec![list.stream_id],
-        is_stale: device_lists::find_changed(batch, user_id)? != asked_at.changed,
+        is_stale,
         devices: list.devices.len() as u64,
         bytes: 0,
         master_key: list.master_key.clone(),
@@ -339,6 +360,17 @@ pub fn keep(
     schema::OTHER_COUNT.put(batch, user_id.server_name().as_str(), &count);
     put(batch, user_id, row);
     Ok(is_stale)
+}
+
+/// Whether a list that is kept has the same devices and keys as this one.
+fn is_same(
+    read: &(impl Read + ?Sized),
+    user_id: &UserId,
+    kept: &OtherListRow,
+    list: &OtherList,
+) -> Result<bool, Fault> {
+    let are_keys_same = kept.master_key == list.master_key && kept.self_signing_key == list.self_signing_key;
+    Ok(are_keys_same && list_devices(read, user_id)?.iter().map(|(id, it)| (id, it)).eq(&list.devices))
 }
 
 /// Has a change come into the list that is kept of a user. The caller holds the lock that stands for the server.
@@ -446,7 +478,7 @@ pub fn forget(batch: &mut Batch, user_id: &UserId) -> Result<(), Fault> {
 /// The server and the user of a list that is kept.
 pub type Place = (String, String);
 
-/// Lists some of the users whose lists are kept, after this one. Answers where to go on, if there may be more.
+/// Lists some of the users whose lists are kept, after this one, by server. Answers where to go on, if there may be more.
 pub fn list_kept(
     read: &(impl Read + ?Sized),
     after: Option<Place>,
@@ -582,7 +614,7 @@ mod tests {
         assert_eq!(apply(change(10, &[9], "D", Some(device("d")))), Outcome::Stale);
         assert_eq!(apply(change(11, &[10], "D", Some(device("d")))), Outcome::Stale);
         assert_eq!(devices(&store).len(), 2, "a stale list takes nothing");
-        assert!(!is_current(&store.view(), &bob).unwrap());
+        assert!(!is_current(&store.snapshot(), &bob).unwrap());
         assert!(!keep(list(11, &["D"])));
         assert_eq!(devices(&store), [r#"D {"k":"D"}"#]);
         check_counts(&store);
@@ -602,6 +634,35 @@ mod tests {
         assert!(!keep());
         in_batch(&store, |batch| device_lists::changed_elsewhere(batch, &bob).unwrap());
         assert!(keep());
+        check_counts(&store);
+    }
+
+    #[test]
+    fn a_list_from_before_a_restore_counts_no_more_and_is_news_where_it_has_become_another() {
+        let (store, bob) = (store(), bob());
+        in_batch(&store, |batch| keep(batch, &bob, &list(5, &["A"]), witness(), unchanged()).unwrap());
+        assert!(!is_from_before(&store.snapshot(), &bob).unwrap());
+        let ended = store.snapshot().upto();
+        store.begin_incarnation(0, ended).unwrap();
+        assert!(is_from_before(&store.snapshot(), &bob).unwrap());
+        let again = |list: &OtherList| {
+            let upto = store.snapshot().upto();
+            let asked_at = AskedAt::now(&store.view(), &bob, upto).unwrap();
+            in_batch(&store, |batch| keep(batch, &bob, list, witness(), asked_at).unwrap())
+        };
+        let changed = || device_lists::find_changed(&store.view(), &bob).unwrap();
+        assert!(!again(&list(9, &["A"])));
+        assert_eq!(changed(), None, "it is still the same");
+        assert!(!is_from_before(&store.snapshot(), &bob).unwrap());
+        assert!(!again(&list(9, &["B"])));
+        assert_eq!(
+            changed(),
+            None,
+            "changes that are told within one incarnation are noted as they are told"
+        );
+        store.begin_incarnation(1, store.snapshot().upto()).unwrap();
+        assert!(!again(&list(9, &["C"])), "it is noted as changed, and is what it was changed to");
+        assert_eq!(changed().map(Position::incarnation), Some(2));
         check_counts(&store);
     }
 

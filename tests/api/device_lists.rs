@@ -33,19 +33,19 @@ fn keys(user_id: &str, device_id: &str, text: &str) -> Value {
     })
 }
 
-async fn upload(client: &TestClient, text: &str) {
+pub(crate) async fn upload(client: &TestClient, text: &str) {
     let keys = keys(&client.user_id, &client.device_id, text);
     client.ok_post("/keys/upload", json!({ "device_keys": keys })).await;
 }
 
 /// The answer to a query for all devices of these users.
-async fn query(client: &TestClient, users: &[&str]) -> Value {
+pub(crate) async fn query(client: &TestClient, users: &[&str]) -> Value {
     let users: BTreeMap<_, _> = users.iter().map(|user| ((*user).to_owned(), json!([]))).collect();
     client.ok_post("/keys/query", json!({ "device_keys": users, "timeout": 3_000 })).await
 }
 
 /// The devices of a user in an answer: the texts in their keys, and their names.
-fn devices(answer: &Value, user: &str) -> Vec<String> {
+pub(crate) fn devices(answer: &Value, user: &str) -> Vec<String> {
     let Some(devices) = answer["device_keys"][user].as_object() else { return Vec::new() };
     let text = |(id, device): (&String, &Value)| {
         let text = device["keys"][format!("ed25519:{id}")].as_str().unwrap();
@@ -70,6 +70,16 @@ impl<'c> Follower<'c> {
         Self { client, since: sync["next_batch"].as_str().unwrap().to_owned() }
     }
 
+    /// One that goes on from this token.
+    pub(crate) fn from(client: &'c TestClient, since: &str) -> Self {
+        Self { client, since: since.to_owned() }
+    }
+
+    /// The token of its last sync.
+    pub(crate) fn since(&self) -> &str {
+        &self.since
+    }
+
     /// The users of `changed` and of `left`; `/keys/changes` gives the same.
     pub(crate) async fn next(&mut self) -> (Vec<String>, Vec<String>) {
         let sync = self.client.ok_get(&format!("/sync?timeout=0&since={}", self.since)).await;
@@ -92,7 +102,7 @@ pub(crate) async fn pause(server: &TestServer, seconds: u64) {
     server.server().app().env.sleep(Duration::from_secs(seconds)).await;
 }
 
-async fn join(client: &TestClient, room: &str, via: &str) {
+pub(crate) async fn join(client: &TestClient, room: &str, via: &str) {
     client.ok_post(&format!("/join/{}?via={via}", encoded(room)), json!({})).await;
 }
 

@@ -1,13 +1,20 @@
 //! A restore as clients see it: they miss nothing, and no key is given twice.
 
+use std::time::Duration;
+
 use aqueduct::{
     encryption::incarnation,
     store::{DataDir, Durability, Read, backup},
 };
+use federation::testing::Weather;
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use crate::support::{TestClient, TestServer};
+use crate::{
+    device_lists::{Follower, devices, join, pause, query, upload},
+    rooms::Rooms,
+    support::{TestClient, TestServer, federated::Federated},
+};
 
 const SYNC: &str = "/_matrix/client/v3/sync";
 
@@ -101,4 +108,68 @@ async fn after_a_restore_a_client_that_was_ahead_misses_nothing_and_no_key_is_gi
     assert_eq!(claim().await, json!({}));
     server.assert_whole();
     assert!(server.server().app().store.snapshot().upto().number() < 1 << 53);
+}
+
+/// The server of Bob is restored. Alice and Dora of another server have other devices by then, and Bob has had one more meanwhile.
+#[tokio::test(start_paused = true)]
+async fn after_a_restore_servers_ask_each_other_for_the_device_lists_that_they_may_have_missed() {
+    let temporary = tempfile::tempdir().unwrap();
+    let place = |name: &str| DataDir::hold(&temporary.path().join(name)).unwrap();
+    let (dir, copy) = (place("data"), temporary.path().join("backup"));
+    let mut federated = Federated::new(&["a.example", "b.example"]);
+    federated.replace(1, dir.open_store(8 << 20, Durability::Os).unwrap());
+    let (alice, dora) =
+        (federated.server(0).register("alice").await, federated.server(0).register("dora").await);
+    let bob = federated.server(1).register("bob").await;
+    upload(&alice, "first").await;
+    upload(&dora, "of dora").await;
+    upload(&bob, "of bob").await;
+    let encrypted =
+        json!({ "type": "m.room.encryption", "content": { "algorithm": "m.megolm.v1.aes-sha2" } });
+    let room = alice.create(json!({ "preset": "public_chat", "initial_state": [encrypted] })).await;
+    join(&dora, &room, "a.example").await;
+    join(&bob, &room, "a.example").await;
+    pause(federated.server(0), 5).await;
+    let (of_alice, of_dora) = (alice.user_id.as_str(), dora.user_id.as_str());
+    assert_eq!(devices(&query(&bob, &[of_alice]).await, of_alice), ["first"]);
+    let store = federated.server(1).server().app().store.clone();
+    backup::back_up(&store, &copy, "b.example", 0, true, &mut |_| ()).unwrap();
+
+    // The restore takes back that Bob's server was told of this, and that Bob logged in here.
+    let second = alice.on_device("SECOND").await;
+    upload(&second, "second").await;
+    upload(&bob.on_device("LOST").await, "lost").await;
+    pause(federated.server(0), 5).await;
+    assert_eq!(devices(&query(&bob, &[of_alice]).await, of_alice).len(), 2);
+    assert_eq!(devices(&query(&alice, &[&bob.user_id]).await, &bob.user_id).len(), 2);
+    let mut follower = Follower::new(&bob).await;
+    assert_eq!(follower.next().await.0, [""; 0]);
+    let since = follower.since().to_owned();
+
+    let restored = place("restored");
+    backup::restore(&copy, &restored, &mut incarnation::begin, &mut |_| ()).unwrap();
+    drop(store);
+    federated.replace(1, restored.open_store(8 << 20, Durability::Os).unwrap());
+    let bob = TestClient { server: federated.server(1).clone(), ..bob.clone() };
+    pause(federated.server(0), 60).await;
+    let mut follower = Follower::from(&bob, &since);
+    let (changed, left) = follower.next().await;
+    assert!(changed.iter().any(|user| user == of_alice), "her list has become another: {changed:?}");
+    assert!(changed.iter().any(|user| user == of_dora), "nothing is known of her list: {changed:?}");
+    assert_eq!(left, [""; 0]);
+    // Each server has asked the other one by itself.
+    federated.weather(0, Weather::Refuses, Duration::ZERO);
+    let answer = query(&bob, &[of_alice]).await;
+    let mut found = devices(&answer, of_alice);
+    found.sort();
+    assert_eq!((found.len(), &answer["failures"]), (2, &json!({})), "{answer}");
+    federated.weather(0, Weather::Fair, Duration::ZERO);
+    federated.weather(1, Weather::Refuses, Duration::ZERO);
+    let answer = query(&alice, &[&bob.user_id]).await;
+    assert_eq!((devices(&answer, &bob.user_id).len(), &answer["failures"]), (1, &json!({})), "{answer}");
+    federated.weather(1, Weather::Fair, Duration::ZERO);
+    pause(federated.server(0), 2 * 60 * 60).await;
+    assert_eq!(follower.next().await.0, [""; 0], "it is told once");
+    federated.server(0).assert_whole();
+    federated.server(1).assert_whole();
 }

@@ -80,6 +80,14 @@ impl Federated {
         let name = name.clone();
         self.servers[place].1 = self.start(place, &name, store, change);
     }
+
+    /// Kills the server of this place and starts another one in its place, over this store.
+    pub(crate) fn replace(&mut self, place: usize, store: Store) {
+        let (name, server) = &self.servers[place];
+        server.server().app().env.kill();
+        let name = name.clone();
+        self.servers[place].1 = self.start(place, &name, store, |_| {});
+    }
 }
 
 fn address(place: usize) -> String {

@@ -162,7 +162,7 @@ fn split(app: &App, own: UserNum, wanted: Wanted) -> Result<(Vec<Asked>, Wanted)
     for (user_id, devices) in wanted {
         let source = if user_id.server_name() == app.accounts.server_name() {
             Source::Here
-        } else if asker.may_use(&*snapshot, &user_id)? {
+        } else if asker.may_use(&snapshot, &user_id)? {
             Source::Kept
         } else {
             elsewhere.insert(user_id.clone(), devices.clone());

@@ -75,7 +75,7 @@ async fn find_elsewhere(app: &App, caller: &Caller, signed: &Signed) -> Result<M
         let mut asker = Asker::new(&*snapshot, user)?;
         let (mut known, mut unknown) = (Masters::new(), BTreeMap::new());
         for user_id in others {
-            if asker.may_use(&*snapshot, &user_id)? {
+            if asker.may_use(&snapshot, &user_id)? {
                 let master = elsewhere::find(&*snapshot, &user_id)?.and_then(|row| row.master_key);
                 known.extend(read_master(&user_id, master).map(|master| (user_id, master)));
             } else {

@@ -1,5 +1,5 @@
 //! Forgets, once in a while, what is remembered of transactions and messages of other servers for a week, and device lists of their
-//! users that are not known to be current any more.
+//! users that are not known to be current any more. After a restore it has the lists renewed that were kept before.
 
 use std::time::Duration;
 
@@ -15,12 +15,15 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// Looks over all rows again and again, for ever.
 pub(crate) async fn run(app: App) {
-    loop {
-        app.env.sleep(EVERY).await;
-        if let Err(error) = look_over(&app).await {
-            tracing::warn!(%error, "what is remembered of other servers could not be looked over");
+    let again_and_again = async {
+        loop {
+            app.env.sleep(EVERY).await;
+            if let Err(error) = look_over(&app).await {
+                tracing::warn!(%error, "what is remembered of other servers could not be looked over");
+            }
         }
-    }
+    };
+    futures_util::future::join(lists::renew_old(&app), again_and_again).await;
 }
 
 async fn look_over(app: &App) -> Result<()> {

@@ -5,6 +5,9 @@
 //! of a server is asked for at a time. A server that does not answer is asked ever later and then no more; and a list that is
 //! stale again and again is asked for ever later, so that a server cannot keep this one asking.
 //!
+//! After a restore no list counts that was kept before, because a change that was told meanwhile is lost. All are asked for again in
+//! the background, and those that have become others are told as changed.
+//!
 //! Specification: server-server API, "Device Management".
 
 use std::{
@@ -48,6 +51,12 @@ const PAUSE_MAX: Duration = Duration::from_secs(60 * 60);
 const FAILED_PAUSE: Duration = Duration::from_secs(10);
 /// A server that did not answer this many times in a row is asked no more until it tells of a change.
 const FAILURES_MAX: u32 = 6;
+/// After a restore the lists are looked over this often, as long as they become fewer.
+const RENEWED_EVERY: Duration = Duration::from_secs(30);
+/// This many lists are looked over together.
+const LOOKED_OVER_AT_ONCE: usize = 1_000;
+/// Other work comes between two such looks.
+const LOOKED_OVER_PAUSE: Duration = Duration::from_millis(100);
 /// Nobody waits for these answers.
 const OPTIONS: Options = Options {
     begins: Duration::from_secs(30),
@@ -270,7 +279,7 @@ async fn ask_again(app: &App, user_id: &OwnedUserId) -> Result<bool> {
     let look = move || {
         let snapshot = owned.store.snapshot();
         let rooms = members::list_rooms_of_other(&*snapshot, of.as_str())?;
-        let is_current = elsewhere::is_current(&*snapshot, &of)?;
+        let is_current = elsewhere::is_current(&snapshot, &of)?;
         if is_current && !elsewhere::has_anybody_come_since(&*snapshot, &rooms, &of)? {
             return Ok(None);
         }
@@ -323,8 +332,59 @@ pub(super) async fn forget(app: &App, user_id: &OwnedUserId) -> Result<()> {
     write::for_other(app, user_id, move |_, batch| Ok(elsewhere::forget(batch, &of)?)).await
 }
 
-/// Forgets, of some lists, those that are not known to be current any more: the next who wants one asks for it. Answers where to
-/// go on, if there may be more.
+/// Has the lists asked for again that were asked for before this incarnation of the store, until none is left. Few are asked for at once, as
+/// always, so that this looks at them again and again.
+pub(super) async fn renew_old(app: &App) {
+    if app.store.incarnation() == 0 {
+        return;
+    }
+    let (mut pause, mut before) = (RENEWED_EVERY, usize::MAX);
+    loop {
+        match ask_for_old(app).await {
+            Ok(0) => return,
+            Ok(left) => {
+                // Those that are left for long are lists of servers that do not answer.
+                pause = if left < before { RENEWED_EVERY } else { (pause * 2).min(PAUSE_MAX) };
+                before = left;
+                tracing::debug!(left, "device lists from before a restore are asked for again");
+            }
+            Err(error) => {
+                tracing::warn!(%error, "device lists from before a restore could not be looked over")
+            }
+        }
+        app.env.sleep(pause).await;
+    }
+}
+
+/// Has some lists asked for that are from before this incarnation. Answers how many there were.
+async fn ask_for_old(app: &App) -> Result<usize> {
+    let (mut after, mut count) = (None, 0);
+    loop {
+        let owned = app.clone();
+        let look = move || {
+            let snapshot = owned.store.snapshot();
+            let (mut old, goes_on) = elsewhere::list_kept(&*snapshot, after, LOOKED_OVER_AT_ONCE)?;
+            let mut is_old = Vec::with_capacity(old.len());
+            for user_id in &old {
+                is_old.push(elsewhere::is_from_before(&snapshot, user_id)?);
+            }
+            let mut is_old = is_old.into_iter();
+            old.retain(|_| is_old.next() == Some(true));
+            Ok((old, goes_on))
+        };
+        let (old, goes_on) = app.env.blocking(look).await?;
+        count += old.len();
+        old.iter().for_each(|user_id| ask_soon(app, user_id));
+        after = goes_on;
+        if after.is_none() {
+            return Ok(count);
+        }
+        app.env.sleep(LOOKED_OVER_PAUSE).await;
+    }
+}
+
+/// Forgets, of some lists, those that are not known to be current any more: the next who wants one asks for it. A list from before this
+/// incarnation stays, so that it is seen whether it has changed meanwhile. Answers where to go on, if there may be more.
 pub(super) async fn forget_old(app: &App, after: Option<Place>, count: usize) -> Result<Option<Place>> {
     let owned = app.clone();
     let look = move || {
@@ -332,7 +392,9 @@ pub(super) async fn forget_old(app: &App, after: Option<Place>, count: usize) ->
         let (user_ids, goes_on) = elsewhere::list_kept(&*snapshot, after, count)?;
         let mut old = Vec::new();
         for user_id in user_ids {
-            if !elsewhere::is_current(&*snapshot, &user_id)? {
+            if !elsewhere::is_current(&snapshot, &user_id)?
+                && !elsewhere::is_from_before(&snapshot, &user_id)?
+            {
                 old.push(user_id);
             }
         }
