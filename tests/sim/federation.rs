@@ -8,6 +8,7 @@
 //! failure says what each server has of what they do not agree on, and a replay prints all events of the room besides.
 
 mod checks;
+mod encrypted;
 mod follower;
 mod liar;
 mod people;

@@ -70,14 +70,7 @@ pub(crate) struct World {
 /// Runs the world of one seed to its end; answers what was driven through, and a digest of all that happened.
 pub(crate) async fn live(seed: u64, is_loud: bool) -> (Counts, u64) {
     let _logging = is_loud.then(log);
-    let world = Rc::new(World {
-        wire: Wire::new(seed, SERVERS + 1, is_loud),
-        lives: RefCell::new((0..SERVERS).map(|_| None).collect()),
-        counts: RefCell::default(),
-    });
-    for place in 0..SERVERS {
-        world.start(place, Memory::default());
-    }
+    let world = World::begin(seed, is_loud);
     let liar = liar::begin(&world);
     let mut tasks = JoinSet::new();
     let people = People::begin(&world, &mut tasks);
@@ -108,7 +101,7 @@ pub(crate) async fn live(seed: u64, is_loud: bool) -> (Counts, u64) {
 }
 
 /// Logs what the servers say, beside what everybody does. `AQUEDUCT_LOG` says what of it, as `log.level` does.
-fn log() -> DefaultGuard {
+pub(super) fn log() -> DefaultGuard {
     let wanted =
         std::env::var("AQUEDUCT_LOG").unwrap_or_else(|_| "aqueduct=debug,federation=info".to_owned());
     let subscriber = tracing_subscriber::fmt()
@@ -130,6 +123,19 @@ impl FormatTime for Elapsed {
 }
 
 impl World {
+    /// A world whose servers have just started.
+    pub(super) fn begin(seed: u64, is_loud: bool) -> Rc<Self> {
+        let world = Rc::new(Self {
+            wire: Wire::new(seed, SERVERS + 1, is_loud),
+            lives: RefCell::new((0..SERVERS).map(|_| None).collect()),
+            counts: RefCell::default(),
+        });
+        for place in 0..SERVERS {
+            world.start(place, Memory::default());
+        }
+        world
+    }
+
     fn start(&self, place: usize, memory: Memory) {
         let mut config = Config::default();
         config.server.name = name(place).as_str().try_into().unwrap();
@@ -239,7 +245,7 @@ impl World {
     }
 
     /// Has servers crash and parts them, until everybody comes to an end.
-    async fn disturb(self: Rc<Self>, tasks: &mut JoinSet<()>) {
+    pub(super) async fn disturb(self: Rc<Self>, tasks: &mut JoinSet<()>) {
         while !self.is_ending() {
             self.wire.pause(4_000).await;
             let one = self.wire.below(SERVERS as u64) as usize;
@@ -271,7 +277,7 @@ impl World {
 
     /// Ends a process where it stands, and starts it again over what the disk has. With `may_be_at_the_disk` it may also end
     /// at one of the next writes: before it, or after it and before anybody learns of it.
-    async fn crash(&self, place: usize, may_be_at_the_disk: bool) {
+    pub(super) async fn crash(&self, place: usize, may_be_at_the_disk: bool) {
         let (env, lost, store) = {
             let lives = self.lives.borrow();
             let life = lives[place].as_ref().unwrap();
@@ -311,7 +317,7 @@ impl World {
         self.wire.note(|| format!("s{place} is up again"));
     }
 
-    async fn end(&self) {
+    pub(super) async fn end(&self) {
         for place in 0..SERVERS {
             let life = self.lives.borrow_mut()[place].take().unwrap();
             life.lost.cancel();
