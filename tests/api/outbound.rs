@@ -524,6 +524,44 @@ async fn a_message_whose_answer_was_lost_comes_again_under_its_id() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn messages_for_many_devices_go_together_and_each_arrives_once_over_a_crash() {
+    let net = Net::new(1);
+    let (server, alice, told, _) = house(&net).await;
+    told.weather(&net, Weather::LosesAnswers);
+    let device = |user: usize, number: usize| (format!("D{number}"), json!({ "n": user * 100 + number }));
+    let user = |user: usize| {
+        let devices: serde_json::Map<_, _> = (0..100).map(|number| device(user, number)).collect();
+        (format!("@u{user}:b.example"), Value::Object(devices))
+    };
+    let mut messages: serde_json::Map<_, _> = (0..50).map(user).collect();
+    messages.insert("@all:b.example".to_owned(), json!({ "*": { "n": 5_000 } }));
+    alice.ok_put("/sendToDevice/m.test/1", json!({ "messages": messages })).await;
+    let snapshot = server.server().app().store.snapshot();
+    let rows = schema::OUTBOX.prefix::<()>(&*snapshot, (), Direction::Up).unwrap().count();
+    assert!(rows <= 60, "{rows} rows for 5,000 messages");
+    drop(snapshot);
+    pause(&server, 20).await;
+    let server = crash(&net, &server, 0);
+    told.weather(&net, Weather::Fair);
+    told.speak(&server).await;
+    pause(&server, 60).await;
+    let (mut ids, mut got) = (Vec::new(), Vec::new());
+    for news in told.take_news("m.direct_to_device") {
+        // The other server passes over what comes again under its id.
+        if ids.contains(&news["message_id"]) {
+            continue;
+        }
+        ids.push(news["message_id"].clone());
+        for devices in news["messages"].as_object().unwrap().values() {
+            got.extend(devices.as_object().unwrap().values().map(|it| it["n"].as_u64().unwrap()));
+        }
+    }
+    got.sort_unstable();
+    assert_eq!(got, (0..=5_000).collect::<Vec<_>>());
+    server.assert_whole();
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_types_is_told_and_that_they_stopped() {
     let net = Net::new(1);
     let (server, alice, told, room) = house(&net).await;

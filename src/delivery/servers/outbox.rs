@@ -21,14 +21,9 @@ const FORGOTTEN_AT_ONCE: usize = 1_000;
 /// The name of these messages between servers.
 const DIRECT_TO_DEVICE: &str = "m.direct_to_device";
 
-/// A message to devices of one user of another server.
-pub struct Message<'a> {
-    /// The user who sends it.
-    pub sender: &'a UserId,
-    /// The type of the event.
-    pub event_type: &'a str,
-    /// The id by which the other server knows the message again when it comes a second time.
-    pub message_id: &'a str,
+/// The content of a message for one device.
+#[derive(Clone, Copy)]
+pub struct Content<'a> {
     /// The user who gets it.
     pub to: &'a UserId,
     /// The id of the device, or `*` for all devices of the user.
@@ -37,14 +32,31 @@ pub struct Message<'a> {
     pub content: &'a Raw<AnyToDeviceEventContent>,
 }
 
+/// Messages of one request to devices of users of one other server, which go there as one.
+pub struct Message<'a> {
+    /// The user who sends them.
+    pub sender: &'a UserId,
+    /// The type of the events.
+    pub event_type: &'a str,
+    /// The id by which the other server knows the messages again when they come a second time.
+    pub message_id: &'a str,
+    /// The contents: those of one user stand together, and no device comes twice.
+    pub contents: &'a [Content<'a>],
+}
+
 impl Message<'_> {
-    /// The message as it goes to the other server.
+    /// The messages as they go to the other server.
     pub fn json(&self) -> Bytes {
         let mut edu = Object::new();
         edu.object("content", |content| {
             content.text("message_id", self.message_id);
             content.object("messages", |users| {
-                users.object(self.to.as_str(), |devices| devices.json(self.device, self.content.json()));
+                for of_user in self.contents.chunk_by(|one, next| one.to == next.to) {
+                    let Some(Content { to, .. }) = of_user.first() else { continue };
+                    users.object(to.as_str(), |devices| {
+                        of_user.iter().for_each(|it| devices.json(it.device, it.content.json()));
+                    });
+                }
             });
             content.text("sender", self.sender.as_str());
             content.text("type", self.event_type);
@@ -54,7 +66,7 @@ impl Message<'_> {
     }
 }
 
-/// Puts a message that stands in this JSON into the outbox of its server.
+/// Puts messages that stand in this JSON into the outbox of its server.
 pub fn put(batch: &mut Batch, server: &str, sender: UserNum, json: Bytes, now_ms: u64) {
     let position = batch.position(&LogEntry::ToDevice { user: sender });
     schema::OUTBOX.put(batch, (server, position), &OutboxRow { sent_ms: now_ms, json });

@@ -6,12 +6,13 @@ use std::{
 };
 
 use ruma::{
-    OwnedUserId, TransactionId, events::AnyToDeviceEventContent, serde::Raw, to_device::DeviceIdOrAllDevices,
+    OwnedServerName, OwnedUserId, ServerName, TransactionId, events::AnyToDeviceEventContent, serde::Raw,
+    to_device::DeviceIdOrAllDevices,
 };
 
 use crate::{
     accounts::{Caller, devices, users},
-    delivery::servers::outbox,
+    delivery::servers::outbox::{self, Content},
     encryption::{
         inbox::{self, Message},
         keys::Owner,
@@ -32,8 +33,16 @@ use crate::{
 const BATCH_ROWS: usize = 3_000;
 /// A batch is closed once it has this many bytes.
 const BATCH_BYTES: usize = 512 << 10;
-/// A batch serves at most this many targets, so that few users are locked at once.
-const BATCH_TARGETS: usize = 500;
+/// A batch serves at most this many users of this server, so that few are locked at once.
+const BATCH_USERS: usize = 500;
+/// A batch serves at most this many targets.
+const BATCH_TARGETS: usize = 5_000;
+/// Messages for other servers go together up to this many bytes, which is what one event may have.
+const TOGETHER_BYTES: usize = 60 << 10;
+/// At most this many messages go together.
+const TOGETHER_MAX: usize = 100;
+/// The bytes around the ids and the content of a message.
+const AROUND_BYTES: usize = 16;
 /// A message counts as one act for its sender's limit for each of this many bytes, and for each device that it reaches.
 const ACT_BYTES: usize = 4 << 10;
 /// A request reaches at most this many devices.
@@ -80,6 +89,20 @@ pub(crate) struct Elsewhere<'a> {
     user_id: &'a OwnedUserId,
     device: &'a DeviceIdOrAllDevices,
     content: &'a Raw<AnyToDeviceEventContent>,
+}
+
+impl<'a> Elsewhere<'a> {
+    fn device(&self) -> &'a str {
+        match self.device {
+            DeviceIdOrAllDevices::DeviceId(id) => id.as_str(),
+            DeviceIdOrAllDevices::AllDevices => "*",
+        }
+    }
+
+    fn byte_count(&self) -> usize {
+        let ids = self.user_id.as_str().len() + self.device().len();
+        ids + self.content.json().get().len() + AROUND_BYTES
+    }
 }
 
 impl Target {
@@ -211,13 +234,10 @@ async fn serve_next(
         if before.is_done || before.targets != known.targets {
             return Ok((before, BTreeSet::new()));
         }
-        let mut filled = BTreeSet::new();
-        let mut elsewhere = |batch: &mut Batch, to: Elsewhere<'_>| {
-            if put_elsewhere(app, batch, &request, to) {
-                filled.insert(to.user_id.server_name().to_owned());
-            }
-        };
-        let after = fill(app, batch, &request.targets, before, end, &mut elsewhere)?;
+        let mut outgoing = Outgoing::new(app, &request);
+        let after =
+            fill(app, batch, &request.targets, before, end, &mut |batch, to| outgoing.add(batch, to))?;
+        let filled = outgoing.put_all(batch);
         to_device::note_progress(batch, request.sender, event_type, txn_id, &after, app.env.now_ms())?;
         Ok((after, filled))
     })
@@ -231,32 +251,43 @@ async fn serve_next(
 /// The users whose inboxes the next batch fills, and the target with which it ends.
 pub(crate) fn next_of(all: &[Target], progress: SendProgress) -> (Vec<UserNum>, usize) {
     let begin = usize::try_from(progress.targets).unwrap_or(usize::MAX).min(all.len());
-    let end = begin.saturating_add(BATCH_TARGETS).min(all.len());
-    let targets = all.get(begin..end).unwrap_or_default();
-    (targets.iter().filter_map(Target::user).collect(), end)
+    let (mut users, mut end) = (Vec::new(), begin);
+    for target in all.iter().skip(begin).take(BATCH_TARGETS) {
+        if users.len() == BATCH_USERS {
+            break;
+        }
+        users.extend(target.user());
+        end += 1;
+    }
+    (users, end)
 }
 
-/// Fills a batch with messages to the targets before `end`, and answers the progress. `elsewhere` takes those for users of other servers.
-pub(crate) fn fill(
+/// Fills a batch with messages to the targets before `end`, and answers the progress. `elsewhere` takes those for users of other servers, and
+/// answers how many bytes of them are still to come into the batch.
+pub(crate) fn fill<'t>(
     app: &App,
     batch: &mut Batch,
-    all: &[Target],
+    all: &'t [Target],
     mut progress: SendProgress,
     end: usize,
-    elsewhere: &mut dyn FnMut(&mut Batch, Elsewhere<'_>),
+    elsewhere: &mut dyn FnMut(&mut Batch, Elsewhere<'t>) -> usize,
 ) -> Result<SendProgress> {
+    let mut waiting = 0;
+    let is_full = |batch: &Batch, waiting: usize| {
+        batch.row_count() >= BATCH_ROWS || batch.byte_count() + waiting >= BATCH_BYTES
+    };
     let begin = usize::try_from(progress.targets).unwrap_or(usize::MAX);
     let targets = all.get(begin..end).unwrap_or_default();
     for target in targets {
         if let Receiver::Elsewhere(user_id, content) = &target.to {
-            if batch.row_count() >= BATCH_ROWS || batch.byte_count() >= BATCH_BYTES {
+            if is_full(batch, waiting) {
                 return Ok(progress);
             }
-            elsewhere(batch, Elsewhere { user_id, device: &target.device, content });
+            waiting = elsewhere(batch, Elsewhere { user_id, device: &target.device, content });
         }
         let devices = list_devices(batch, target, progress.device)?;
         for device in devices {
-            if batch.row_count() >= BATCH_ROWS || batch.byte_count() >= BATCH_BYTES {
+            if is_full(batch, waiting) {
                 return Ok(progress);
             }
             if let Some(user) = target.user() {
@@ -270,25 +301,83 @@ pub(crate) fn fill(
     Ok(progress)
 }
 
-/// Puts a message into the outbox of another server. A full outbox affects this server only, so the request goes on.
-fn put_elsewhere(app: &App, batch: &mut Batch, request: &Request, to: Elsewhere<'_>) -> bool {
-    let device = to.device.to_string();
-    let message = outbox::Message {
-        sender: &request.sender_id,
-        event_type: &request.event_type,
-        message_id: &app.env.random_string(MESSAGE_ID_CHARACTERS),
-        to: to.user_id,
-        device: &device,
-        content: to.content,
-    };
-    let (json, server) = (message.json(), to.user_id.server_name());
-    if !app.delivery.reserve_outbox(server, &request.sender_id, &request.event_type, json.len()) {
-        app.metrics.to_device_dropped("outbox_full", 1);
-        tracing::debug!(%server, reason = "it is full, or may not be spoken to", "the outbox of a server does not take a message");
-        return false;
+/// The messages of a request for users of other servers. Those for one server go together: many devices cost few rows and few requests.
+struct Outgoing<'r> {
+    app: &'r App,
+    request: &'r Request,
+    open: BTreeMap<&'r ServerName, Together<'r>>,
+    /// The bytes of all that is open.
+    bytes: usize,
+    /// The servers whose outboxes have taken something.
+    filled: BTreeSet<OwnedServerName>,
+}
+
+/// Messages for one server.
+#[derive(Default)]
+struct Together<'r> {
+    messages: Vec<Elsewhere<'r>>,
+    bytes: usize,
+}
+
+impl<'r> Outgoing<'r> {
+    fn new(app: &'r App, request: &'r Request) -> Self {
+        Self { app, request, open: BTreeMap::new(), bytes: 0, filled: BTreeSet::new() }
     }
-    outbox::put(batch, server.as_str(), request.sender.0, json, app.env.now_ms());
-    true
+
+    /// Adds a message. Answers the bytes of those that are not in the batch yet.
+    fn add(&mut self, batch: &mut Batch, message: Elsewhere<'r>) -> usize {
+        let server = message.user_id.server_name();
+        let bytes = message.byte_count();
+        // How many devices a user has, the other server knows, which takes no message to very many: those go alone.
+        if matches!(message.device, DeviceIdOrAllDevices::AllDevices) {
+            self.put(batch, server, &[message]);
+            return self.bytes;
+        }
+        let open = self.open.entry(server).or_default();
+        if open.messages.len() >= TOGETHER_MAX || open.bytes + bytes > TOGETHER_BYTES {
+            let full = std::mem::take(open);
+            self.bytes -= full.bytes;
+            self.put(batch, server, &full.messages);
+        }
+        let open = self.open.entry(server).or_default();
+        open.messages.push(message);
+        open.bytes += bytes;
+        self.bytes += bytes;
+        self.bytes
+    }
+
+    /// Puts all that is left into the outboxes. Answers the servers whose outboxes have taken something.
+    fn put_all(mut self, batch: &mut Batch) -> BTreeSet<OwnedServerName> {
+        for (server, open) in std::mem::take(&mut self.open) {
+            self.put(batch, server, &open.messages);
+        }
+        self.filled
+    }
+
+    /// Puts messages into the outbox of another server. A full outbox affects this server only, so the request goes on.
+    fn put(&mut self, batch: &mut Batch, server: &ServerName, messages: &[Elsewhere<'r>]) {
+        if messages.is_empty() {
+            return;
+        }
+        let (app, request) = (self.app, self.request);
+        let content =
+            |it: &Elsewhere<'r>| Content { to: it.user_id, device: it.device(), content: it.content };
+        let contents: Vec<_> = messages.iter().map(content).collect();
+        let message = outbox::Message {
+            sender: &request.sender_id,
+            event_type: &request.event_type,
+            message_id: &app.env.random_string(MESSAGE_ID_CHARACTERS),
+            contents: &contents,
+        };
+        let json = message.json();
+        if !app.delivery.reserve_outbox(server, &request.sender_id, &request.event_type, json.len()) {
+            app.metrics.to_device_dropped("outbox_full", messages.len());
+            tracing::debug!(%server, count = messages.len(), reason = "it is full, or may not be spoken to", "the outbox of a server does not take messages");
+            return;
+        }
+        outbox::put(batch, server.as_str(), request.sender.0, json, app.env.now_ms());
+        self.filled.insert(server.to_owned());
+    }
 }
 
 /// Puts a message into one inbox. A full inbox affects its own device only, so the request goes on.

@@ -419,7 +419,7 @@ async fn deliver(
                 }
                 let all = &delivery.targets;
                 let progress =
-                    send_to_device::fill(app, batch, all, before.progress, all.len(), &mut |_, _| {})?;
+                    send_to_device::fill(app, batch, all, before.progress, all.len(), &mut |_, _| 0)?;
                 let row = InboundMessageRow { progress, ..before };
                 remembered::note_message(app, batch, key, delivery.is_strangers, &row)?;
                 if !progress.is_done {
