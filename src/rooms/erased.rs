@@ -34,7 +34,8 @@ pub struct Erased {
 }
 
 impl Erased {
-    fn anybody(&self, read: &(impl Read + ?Sized)) -> Result<bool, Fault> {
+    /// Whether anybody on this server asked to be erased.
+    pub(in crate::rooms) fn anybody(&self, read: &(impl Read + ?Sized)) -> Result<bool, Fault> {
         let anybody = match self.anybody.get() {
             Some(known) => known,
             None => users::any_erased(read)?,
@@ -43,7 +44,12 @@ impl Erased {
         Ok(anybody)
     }
 
-    fn contains(&self, read: &(impl Read + ?Sized), sender: &str) -> Result<bool, Fault> {
+    /// Whether this sender asked to be erased.
+    pub(in crate::rooms) fn contains(
+        &self,
+        read: &(impl Read + ?Sized),
+        sender: &str,
+    ) -> Result<bool, Fault> {
         if let Some(known) = self.senders.borrow().get(sender) {
             return Ok(*known);
         }

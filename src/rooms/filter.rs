@@ -1,4 +1,7 @@
 //! Filters: the events of a room that a client wants (client-server API, "Filtering").
+//!
+//! A filter judges what its reader sees and nothing else: an event as it is shown to them, and of the events that refer to it only
+//! those that they see. Otherwise it would tell them of what is kept from them, such as what was said after they were banned.
 
 use std::collections::HashSet;
 
@@ -10,10 +13,11 @@ use serde::Deserialize;
 
 use crate::{
     error::Refusal,
-    ids::RoomNum,
     rooms::{
-        event::StoredEvent,
+        event::{self, StoredEvent},
         relations::{self, relates_to},
+        show::Viewer,
+        view::RoomView,
     },
     schema::relations::{RelationKind, RelationRow},
     store::{Direction, Fault, Read},
@@ -21,9 +25,13 @@ use crate::{
 
 /// Look at no more than this many events that refer to one; those beyond it count as if they were not there.
 const RELATED_LOOKED_AT_MAX: usize = 1_000;
+/// Look at no more than this many where the page has taken its steps already, and goes on all the same.
+const RELATED_LATE_MAX: usize = 10;
 /// One page takes at most about this many steps through the index of relations, because each event of a page may have many
-/// relations, none of which fits. The last event of a page may take [`RELATED_LOOKED_AT_MAX`] steps beyond.
+/// relations, none of which fits. The last event of a page may go beyond by what [`RELATED_LOOKED_AT_MAX`] events take.
 const STEPS_MAX: usize = 20_000;
+/// It takes this many steps to find out whether the reader sees an event that refers to another, which is read for that.
+const STEPS_OF_SIGHT: usize = 5;
 
 /// One list of types has at most this many characters `*`, because each costs a search through the type of every event
 /// looked at.
@@ -48,7 +56,8 @@ pub struct Related {
     kinds: Vec<RelationKind>,
 }
 
-/// Counts the steps that a page takes through the index of relations: each list of an event's relations, and each row of it.
+/// Counts the steps that a page takes through the index of relations: each list of an event's relations, each row of it, and each
+/// event that is read.
 #[derive(Debug)]
 pub struct Steps {
     left: usize,
@@ -71,8 +80,8 @@ impl Steps {
         self.left == 0
     }
 
-    fn take(&mut self) {
-        self.left = self.left.saturating_sub(1);
+    fn take(&mut self, count: usize) {
+        self.left = self.left.saturating_sub(count);
     }
 }
 
@@ -82,15 +91,15 @@ impl Filter {
         Ok(Self { events: EventFilter::new(events)?, related: Related::new(relations)? })
     }
 
-    /// Whether the filter lets an event through. Its limit and its lists of rooms are not looked at.
+    /// Whether the filter lets an event through, as this viewer sees it. Its limit and its lists of rooms are not looked at.
     pub fn allows(
         &self,
-        read: &(impl Read + ?Sized),
-        room: RoomNum,
+        view: RoomView<'_, impl Read + ?Sized>,
         stored: &StoredEvent,
+        viewer: &Viewer<'_>,
         steps: &mut Steps,
     ) -> Result<bool, Fault> {
-        Ok(self.events.allows(stored) && self.related.allows(read, room, stored, steps)?)
+        Ok(self.events.allows(view, stored, viewer)? && self.related.allows(view, stored, viewer, steps)?)
     }
 }
 
@@ -102,37 +111,48 @@ impl Related {
         Ok(Self { relations, kinds })
     }
 
-    /// Whether the filter lets an event through by its relations to others.
+    /// Whether the filter lets an event through by its relations to others, as far as this viewer sees them.
     pub fn allows(
         &self,
-        read: &(impl Read + ?Sized),
-        room: RoomNum,
+        view: RoomView<'_, impl Read + ?Sized>,
         stored: &StoredEvent,
+        viewer: &Viewer<'_>,
         steps: &mut Steps,
     ) -> Result<bool, Fault> {
-        Ok(self.relations.allows_own(stored)
-            && (self.relations.is_for_all() || self.is_related(read, room, stored, steps)?))
+        Ok(self.relations.allows_own(view, stored, viewer)?
+            && (self.relations.is_for_all() || self.is_related(view, stored, viewer, steps)?))
     }
 
-    /// Whether another event refers to this one as the filter wants it. Each relation is read once, however many the filter
-    /// names.
+    /// Whether another event that the viewer sees refers to this one as the filter wants it. Each relation is read once, however
+    /// many the filter names.
     fn is_related(
         &self,
-        read: &(impl Read + ?Sized),
-        room: RoomNum,
+        view: RoomView<'_, impl Read + ?Sized>,
         stored: &StoredEvent,
+        viewer: &Viewer<'_>,
         steps: &mut Steps,
     ) -> Result<bool, Fault> {
-        let mut left = RELATED_LOOKED_AT_MAX;
+        let (read, room) = (view.read, view.num);
+        let Some(end) = viewer.reader.end(read)? else { return Ok(false) };
+        let sees_all = viewer.sees_all_relations(read)?;
+        let mut left = if steps.are_taken() { RELATED_LATE_MAX } else { RELATED_LOOKED_AT_MAX };
         for kind in &self.kinds {
-            steps.take();
-            let event = stored.event();
-            let rows = relations::list_kind(read, room, event, *kind, relations::ANYWHERE, Direction::Up)?;
-            for row in rows.take(left) {
+            steps.take(1);
+            let (event, upto) = (stored.event(), relations::upto(end));
+            for row in relations::list_kind(read, room, event, *kind, upto, Direction::Up)?.take(left) {
                 let (_, row) = row?;
                 left -= 1;
-                steps.take();
-                if self.relations.fits(&row) {
+                steps.take(1);
+                if !self.relations.fits(&row) {
+                    continue;
+                }
+                if sees_all {
+                    return Ok(true);
+                }
+                steps.take(STEPS_OF_SIGHT);
+                if let Some(refers) = event::find(read, room, row.event)?
+                    && viewer.sees_relation(view, &refers)?
+                {
                     return Ok(true);
                 }
             }
@@ -225,13 +245,21 @@ impl EventFilter {
         !self.not_rooms.contains(room_id) && self.rooms.as_ref().is_none_or(|rooms| rooms.contains(room_id))
     }
 
-    /// Whether the client wants this event, in a room that it wants.
-    pub fn allows(&self, stored: &StoredEvent) -> bool {
-        (self.types.is_none() && self.not_types.is_empty() || self.allows_type(&stored.row.event_type()))
-            && self.allows_sender(stored)
-            && self
-                .url
-                .is_none_or(|wanted| has_url(stored.row.content()) == (wanted == UrlFilter::EventsWithUrl))
+    /// Whether the client wants this event, as this viewer sees it, in a room that it wants.
+    pub fn allows(
+        &self,
+        view: RoomView<'_, impl Read + ?Sized>,
+        stored: &StoredEvent,
+        viewer: &Viewer<'_>,
+    ) -> Result<bool, Fault> {
+        let is_of_type =
+            self.types.is_none() && self.not_types.is_empty() || self.allows_type(&stored.row.event_type());
+        if !is_of_type || !self.allows_sender(stored) {
+            return Ok(false);
+        }
+        let Some(wanted) = self.url else { return Ok(true) };
+        let seen = viewer.seen(view, stored)?;
+        Ok(has_url(seen.row.content()) == (wanted == UrlFilter::EventsWithUrl))
     }
 
     fn allows_sender(&self, stored: &StoredEvent) -> bool {
@@ -292,14 +320,20 @@ impl RelationFilter {
         RelationKind::ALL.into_iter().filter(is_wanted).collect()
     }
 
-    /// Whether the filter lets an event through by the relation in which it stands itself.
-    fn allows_own(&self, stored: &StoredEvent) -> bool {
+    /// Whether the filter lets an event through by the relation in which it stands itself, as this viewer sees it.
+    fn allows_own(
+        &self,
+        view: RoomView<'_, impl Read + ?Sized>,
+        stored: &StoredEvent,
+        viewer: &Viewer<'_>,
+    ) -> Result<bool, Fault> {
         if self.rel_types.is_none() && self.not_rel_types.is_empty() {
-            return true;
+            return Ok(true);
         }
-        let own = relates_to(stored.row.content()).map(|relation| relation.rel_type);
+        let seen = viewer.seen(view, stored)?;
+        let own = relates_to(seen.row.content()).map(|relation| relation.rel_type);
         let is_in = |types: &HashSet<String>| own.as_ref().is_some_and(|own| types.contains(own));
-        !is_in(&self.not_rel_types) && self.rel_types.as_ref().is_none_or(is_in)
+        Ok(!is_in(&self.not_rel_types) && self.rel_types.as_ref().is_none_or(is_in))
     }
 
     /// Whether the filter asks nothing of the events that refer to another.

@@ -63,6 +63,20 @@ impl Viewer<'_> {
     pub fn hides(&self, view: RoomView<'_, impl Read + ?Sized>, stored: &StoredEvent) -> Result<bool, Fault> {
         self.erased.hides(view, stored, self.user)
     }
+
+    /// Whether this viewer sees to which other event this one refers. An event that they are shown redacted refers to none.
+    pub fn sees_relation(
+        &self,
+        view: RoomView<'_, impl Read + ?Sized>,
+        stored: &StoredEvent,
+    ) -> Result<bool, Fault> {
+        Ok(self.reader.sees(view.read, stored)? && !self.hides(view, stored)?)
+    }
+
+    /// Whether this viewer sees every relation between events of the room, so that nothing need be asked for each.
+    pub fn sees_all_relations(&self, read: &(impl Read + ?Sized)) -> Result<bool, Fault> {
+        Ok(self.reader.sees_everything(read)? && !self.erased.anybody(read)?)
+    }
 }
 
 /// The fields of an event's `unsigned` beside its age.

@@ -124,7 +124,7 @@ pub(crate) fn joined(
     let has_news = place.is_whole()
         || !timeline.events.is_empty()
         || timeline.limited
-        || wants_any_state(room, &state)
+        || wants_any_state(room, &state)?
         || is_other_summary
         || !receipts.is_empty()
         || !sticky.is_empty()
@@ -148,9 +148,17 @@ pub(crate) fn plain(room: &RoomWindow<'_, '_>) -> Result<(Timeline, Vec<StoredEv
 }
 
 /// Whether the client wants any of these events of a room's state.
-fn wants_any_state(room: &RoomWindow<'_, '_>, state: &[StoredEvent]) -> bool {
+fn wants_any_state(room: &RoomWindow<'_, '_>, state: &[StoredEvent]) -> Result<bool, Fault> {
     let filter = &room.window.ask.filter.state;
-    filter.wants_room(&room.row.id) && state.iter().any(|stored| filter.wants(stored))
+    if !filter.wants_room(&room.row.id) {
+        return Ok(false);
+    }
+    for stored in state {
+        if room.wants(filter, stored)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Whether the client wants any of this account data of a room.
@@ -242,12 +250,12 @@ fn own_end(room: &RoomWindow<'_, '_>) -> Result<Option<StoredEvent>, Fault> {
         return Ok(None);
     }
     let own = event::find(room.window.read, room.num, room.user_row.event)?;
+    let Some(own) = own else { return Ok(None) };
     let filter = &room.window.ask.filter.timeline;
-    Ok(own.filter(|own| {
-        let is_above = room.reader.joined_until().is_none_or(|until| own.order > until);
-        let is_news = room.place.known().is_none_or(|known| own.order > known);
-        is_above && is_news && filter.wants_room(&room.row.id) && filter.wants(own)
-    }))
+    let is_above = room.reader.joined_until().is_none_or(|until| own.order > until);
+    let is_news = room.place.known().is_none_or(|known| own.order > known);
+    let is_wanted = filter.wants_room(&room.row.id) && room.wants(filter, &own)?;
+    Ok((is_above && is_news && is_wanted).then_some(own))
 }
 
 /// Whether there are events that the user may see and the client does not know between the end of their stay and the event

@@ -16,7 +16,10 @@ use crate::{
     rooms::{
         event::StoredEvent,
         filter::{EventFilter, Related, RelationFilter, Types},
+        show::Viewer,
+        view::RoomView,
     },
+    store::{Fault, Read},
 };
 
 /// A timeline has this many events at most, unless the client gives a limit.
@@ -166,7 +169,12 @@ impl OfRooms {
         self.0.allows_type(event_type)
     }
 
-    pub(crate) fn wants(&self, stored: &StoredEvent) -> bool {
-        self.0.allows(stored)
+    pub(crate) fn wants(
+        &self,
+        view: RoomView<'_, impl Read + ?Sized>,
+        stored: &StoredEvent,
+        viewer: &Viewer<'_>,
+    ) -> Result<bool, Fault> {
+        self.0.allows(view, stored, viewer)
     }
 }

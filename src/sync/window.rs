@@ -9,10 +9,10 @@ use crate::{
     accounts::{Caller, ignored::Ignored, invites::Permissions, presence::Change},
     ids::{Order, Position, RoomNum},
     push::{self, Push},
-    rooms::{erased::Erased, show::Viewer, view::RoomView, visibility::Reader},
+    rooms::{erased::Erased, event::StoredEvent, show::Viewer, view::RoomView, visibility::Reader},
     schema::rooms::{RoomRow, UserRoomRow},
     store::{Fault, Snapshot},
-    sync::{Ephemeral, SyncToken, ask::Ask, sent::SentMembers},
+    sync::{Ephemeral, SyncToken, ask::Ask, filter::OfRooms, sent::SentMembers},
 };
 
 /// The timelines of one answer have at most this many bytes together, because the answer is held in memory; once they
@@ -309,6 +309,11 @@ impl RoomWindow<'_, '_> {
     /// The room in the form in which events are shown.
     pub(crate) fn view(&self) -> RoomView<'_, Snapshot> {
         RoomView { read: self.window.read, num: self.num, row: self.row }
+    }
+
+    /// Whether a part of the client's filter wants an event of this room, as the user sees it.
+    pub(crate) fn wants(&self, filter: &OfRooms, stored: &StoredEvent) -> Result<bool, Fault> {
+        filter.wants(self.view(), stored, &self.viewer())
     }
 
     /// The user and device to whom the events of this room are shown.

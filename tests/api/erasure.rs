@@ -14,6 +14,9 @@ struct Fixture {
     room: String,
     root: String,
     secret: String,
+    reply_of_bob: String,
+    reply: String,
+    image: String,
     bob: TestClient,
 }
 
@@ -47,10 +50,16 @@ impl Fixture {
         let relates = |kind: &str, to: &str| json!({ "rel_type": kind, "event_id": to });
         let edit = json!({ "body": "secret edit", "m.new_content": { "body": "secret new" }, "m.relates_to": relates("m.replace", &secret) });
         send(&alice, &room, "2", edit).await;
+        let reply = json!({ "body": "reply", "m.relates_to": relates("m.thread", &root) });
+        let reply_of_bob = send(&bob, &room, "3", reply).await;
         let reply = json!({ "body": "secret reply", "m.relates_to": relates("m.thread", &root) });
-        send(&alice, &room, "3", reply).await;
+        let reply = send(&alice, &room, "3", reply).await;
+        let reference = json!({ "body": "secret reference", "m.relates_to": relates("m.reference", &root) });
+        send(&alice, &room, "4", reference).await;
+        let image = json!({ "body": "secret image", "url": "mxc://test.example/secret" });
+        let image = send(&alice, &room, "5", image).await;
         end(&alice, "alice", erase).await;
-        Self { server, room, root, secret, bob }
+        Self { server, room, root, secret, reply_of_bob, reply, image, bob }
     }
 
     /// Everything of the room that a client can be shown.
@@ -98,8 +107,62 @@ async fn who_was_not_there_reads_nothing_of_an_erased_user() {
     let event = carol.ok_get(&format!("/rooms/{}/event/{}", fixture.room, encoded(&fixture.secret))).await;
     assert_eq!((&event["content"], &event["sender"]), (&json!({}), &json!("@alice:test.example")));
     let thread = carol.ok_get(&format!("/rooms/{}/event/{}", fixture.room, encoded(&fixture.root))).await;
-    let thread = &thread["unsigned"]["m.relations"]["m.thread"];
-    assert_eq!((&thread["count"], &thread["latest_event"]["content"]), (&json!(1), &json!({})));
+    // An event that is shown without its content is shown to refer to no other.
+    let relations = &thread["unsigned"]["m.relations"];
+    let (thread, latest) = (&relations["m.thread"], &relations["m.thread"]["latest_event"]["event_id"]);
+    assert_eq!((&thread["count"], latest), (&json!(1), &json!(fixture.reply_of_bob)));
+    assert_eq!(relations.get("m.reference"), None);
+}
+
+/// A filter that looked at what is kept from its reader would sort it for them.
+#[tokio::test(start_paused = true)]
+async fn what_an_erased_user_wrote_is_sorted_by_no_filter_for_who_was_not_there() {
+    let fixture = Fixture::new(true).await;
+    let (room, bob) = (&fixture.room, &fixture.bob);
+    let carol = fixture.server.register("carol").await;
+    carol.ok_post(&format!("/join/{room}"), json!({})).await;
+    let ids = |list: &Value| {
+        let ids = list.as_array().unwrap().iter().map(|event| event["event_id"].as_str().unwrap().to_owned());
+        ids.collect::<Vec<_>>()
+    };
+    let filtered = async |who: &TestClient, filter: Value| {
+        let mut filter = filter;
+        filter["types"] = json!(["m.room.message"]);
+        filter["senders"] = json!(["@alice:test.example"]);
+        let query = encoded(&filter.to_string());
+        let page = who.ok_get(&format!("/rooms/{room}/messages?dir=f&limit=100&filter={query}")).await;
+        filter["limit"] = json!(100);
+        let query = encoded(&json!({ "room": { "timeline": filter } }).to_string());
+        let sync = who.ok_get(&format!("/sync?timeout=0&filter={query}")).await;
+        let found = ids(&page["chunk"]);
+        assert_eq!(ids(&sync["rooms"]["join"][room]["timeline"]["events"]), found, "{filter}");
+        found
+    };
+    let all = filtered(&carol, json!({})).await;
+    assert_eq!(all.len(), 5, "{all:?}");
+    for (filter, for_carol, for_bob) in [
+        (json!({ "contains_url": true }), vec![], vec![&fixture.image]),
+        (json!({ "rel_types": ["m.thread"] }), vec![], vec![&fixture.reply]),
+        (
+            json!({ "not_rel_types": ["m.thread", "m.replace", "m.reference"] }),
+            all.iter().collect(),
+            vec![&fixture.secret, &fixture.image],
+        ),
+        (json!({ "related_by_senders": ["@alice:test.example"] }), vec![], vec![&fixture.secret]),
+    ] {
+        assert_eq!(filtered(&carol, filter.clone()).await.iter().collect::<Vec<_>>(), for_carol, "{filter}");
+        assert_eq!(filtered(bob, filter.clone()).await.iter().collect::<Vec<_>>(), for_bob, "{filter}");
+    }
+    let listed = async |who: &TestClient, rest: &str| {
+        let path = format!("/_matrix/client/v1/rooms/{room}/relations/{}{rest}", encoded(&fixture.root));
+        ids(&who.get(&path).await.1["chunk"])
+    };
+    for rest in ["", "/m.thread", "/m.thread/m.room.message", "?recurse=true"] {
+        assert_eq!(listed(&carol, rest).await, [&*fixture.reply_of_bob], "{rest}");
+    }
+    assert_eq!(listed(bob, "/m.thread").await, [&*fixture.reply, &*fixture.reply_of_bob]);
+    let roots = ids(&carol.get(&format!("/_matrix/client/v1/rooms/{room}/threads")).await.1["chunk"]);
+    assert_eq!(roots, [&*fixture.root]);
 }
 
 #[tokio::test(start_paused = true)]

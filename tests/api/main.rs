@@ -11,6 +11,7 @@
 mod support;
 
 mod account_data;
+mod afterwards;
 mod aside;
 mod carry_over;
 mod dehydrated_devices;

@@ -320,15 +320,17 @@ struct Candidates<'s> {
 impl Candidates<'_> {
     /// The next candidate that the caller may see and that the filter lets through.
     fn next(&mut self) -> Result<Option<(Candidate, FoundText)>> {
+        let filter = &self.search.filter;
         while self.looked_at < LOOKED_AT_MAX
             && let Some(candidate) = self.left.next()
         {
             self.looked_at += 1;
             let Some(look) = self.look(candidate.room())? else { continue };
             let Some(found) = look.find_text(candidate.event(), candidate.edit)? else { continue };
+            let is_wanted = look.wants(filter, &found)?;
             // No token names what the caller may not see.
             self.last = Some(candidate.key);
-            if found.is_wanted(&self.search.filter) {
+            if is_wanted {
                 return Ok(Some((*candidate, found)));
             }
         }

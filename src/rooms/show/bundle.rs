@@ -58,7 +58,7 @@ pub(super) fn bundle_related(
         bundled.json(REPLACE, &super::show_bundled(view, &edit, viewer, None)?);
     }
     if depth == Depth::Full && related.reference_count > 0 {
-        let seen = list_references(read, num, parent, viewer.reader)?;
+        let seen = list_references(view, parent, viewer)?;
         let mut chunk = Vec::with_capacity(seen.len());
         for stored in seen {
             let mut reference = Object::new();
@@ -72,7 +72,7 @@ pub(super) fn bundle_related(
         }
     }
     if depth == Depth::Full
-        && let Some((latest, count)) = find_thread(read, num, parent, related, viewer.reader)?
+        && let Some((latest, count)) = find_thread(view, parent, related, viewer)?
     {
         // The newest event of a thread shows its own newest edit, but no more than that.
         let mut thread = Object::new();
@@ -103,18 +103,18 @@ fn find_edit(
     }
 }
 
-/// Lists the events that refer to one and that a reader may see, as many as are bundled.
+/// Lists the events of which a viewer sees that they refer to one, as many as are bundled.
 fn list_references(
-    read: &(impl Read + ?Sized),
-    room: RoomNum,
+    view: RoomView<'_, impl Read + ?Sized>,
     parent: EventNum,
-    reader: &Reader,
+    viewer: &Viewer<'_>,
 ) -> Result<Vec<StoredEvent>, Fault> {
+    let (read, room) = (view.read, view.num);
     let mut seen = Vec::new();
     let rows = list_kind(read, room, parent, RelationKind::Reference, ANYWHERE, Direction::Up)?;
     for row in rows.take(AGAIN_MAX) {
         let reference = event::require(read, room, row?.1.event)?;
-        if reader.sees(read, &reference)? {
+        if viewer.sees_relation(view, &reference)? {
             seen.push(reference);
         }
         if seen.len() == REFERENCES_MAX {
@@ -124,17 +124,17 @@ fn list_references(
     Ok(seen)
 }
 
-/// Finds the newest event of a thread that a reader may see, and counts those they may see: if there are some they may not
+/// Finds the newest event of a thread that a viewer sees in it, and counts those they see: if there are some they do not
 /// see, among the newest [`AGAIN_MAX`] events up to the end of their sight. `None` if they see none.
 fn find_thread(
-    read: &(impl Read + ?Sized),
-    room: RoomNum,
+    view: RoomView<'_, impl Read + ?Sized>,
     root: EventNum,
     related: &RelatedRow,
-    reader: &Reader,
+    viewer: &Viewer<'_>,
 ) -> Result<Option<(StoredEvent, u64)>, Fault> {
+    let (read, room, reader) = (view.read, view.num, viewer.reader);
     let Some((_, tip)) = related.thread_tip else { return Ok(None) };
-    if reader.sees_everything(read)? {
+    if reader.sees_everything(read)? && !may_have_erased(view, root, viewer)? {
         return Ok(Some((event::require(read, room, tip)?, related.thread_count)));
     }
     let Some(until) = reader.end(read)? else { return Ok(None) };
@@ -142,7 +142,7 @@ fn find_thread(
     let rows = list_kind(read, room, root, RelationKind::Thread, upto(until), Direction::Down)?;
     for row in rows.take(AGAIN_MAX) {
         let event = event::require(read, room, row?.1.event)?;
-        if reader.sees(read, &event)? {
+        if viewer.sees_relation(view, &event)? {
             latest = latest.or(Some(event));
             count += 1;
         }
@@ -150,20 +150,41 @@ fn find_thread(
     Ok(latest.map(|latest| (latest, count)))
 }
 
-/// Finds where the newest event stands that a reader sees of the thread which grows from an event; `None` if they see none.
-/// At most [`AGAIN_MAX`] events are looked at, from the end of the reader's sight (`until`) down: a thread may go on for long
+/// Whether some event of a thread may be shown redacted to who was not in the room at the time, and then stands in no thread.
+/// A thread in which more than [`AGAIN_MAX`] users took part may have one.
+fn may_have_erased(
+    view: RoomView<'_, impl Read + ?Sized>,
+    root: EventNum,
+    viewer: &Viewer<'_>,
+) -> Result<bool, Fault> {
+    if !viewer.erased.anybody(view.read)? {
+        return Ok(false);
+    }
+    let place = (view.num, root);
+    let senders = schema::THREAD_SENDER.prefix::<(RoomNum, EventNum)>(view.read, place, Direction::Up)?;
+    for (count, row) in senders.enumerate() {
+        let ((_, _, sender), _) = row?;
+        if count == AGAIN_MAX || viewer.erased.contains(view.read, &sender)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Finds where the newest event stands that a viewer sees in the thread which grows from an event; `None` if they see none.
+/// At most [`AGAIN_MAX`] events are looked at, from the end of the viewer's sight (`until`) down: a thread may go on for long
 /// after they left.
 pub(crate) fn newest_in_thread(
-    read: &(impl Read + ?Sized),
-    room: RoomNum,
+    view: RoomView<'_, impl Read + ?Sized>,
     root: EventNum,
-    reader: &Reader,
+    viewer: &Viewer<'_>,
     until: Order,
 ) -> Result<Option<Order>, Fault> {
+    let (read, room) = (view.read, view.num);
     let rows = list_kind(read, room, root, RelationKind::Thread, upto(until), Direction::Down)?;
     for row in rows.take(AGAIN_MAX) {
         let (order, row) = row?;
-        if reader.sees(read, &event::require(read, room, row.event)?)? {
+        if viewer.sees_relation(view, &event::require(read, room, row.event)?)? {
             return Ok(Some(order));
         }
     }

@@ -220,11 +220,11 @@ fn a_thread_that_goes_on_after_the_reader_left_is_read_up_to_there() {
     let read = Counting::new(&snapshot);
     let reader = Reader::of(&read, ROOM, fixture.bob, &user("bob"), Arc::default()).unwrap();
     let end = reader.end(&read).unwrap().unwrap();
-    assert_eq!(show::newest_in_thread(&read, ROOM, root.event(), &reader, end).unwrap(), Some(last_seen));
     let view = RoomView { read: &read, num: ROOM, row: &row };
     let (user, erased) = (user("bob"), Erased::default());
     let viewer =
         Viewer { user: &user, device: None, now_ms: 0, with_room_id: true, reader: &reader, erased: &erased };
+    assert_eq!(show::newest_in_thread(view, root.event(), &viewer, end).unwrap(), Some(last_seen));
     let shown = show::show(view, &root, &viewer, None).unwrap();
     let shown: serde_json::Value = serde_json::from_str(shown.as_str()).unwrap();
     assert_eq!(shown["unsigned"]["m.relations"]["m.thread"]["count"], 2, "{shown}");

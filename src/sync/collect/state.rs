@@ -260,9 +260,16 @@ pub(super) fn collect(
     };
     // A member that the filter leaves out is not told, so that it is not remembered either.
     let filter = &ask.filter.state;
-    let is_told = |stored: &&StoredEvent| filter.wants_room(&room.row.id) && filter.wants(stored);
+    let mut told = Vec::new();
+    if filter.wants_room(&room.row.id) {
+        for stored in &events {
+            if room.wants(filter, stored)? {
+                told.push(stored);
+            }
+        }
+    }
     let of_timeline = timeline.events.iter().map(|(stored, _)| stored);
-    lazy::remember(room, events.iter().filter(is_told).chain(of_timeline));
+    lazy::remember(room, told.into_iter().chain(of_timeline));
     Ok(events)
 }
 

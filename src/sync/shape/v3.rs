@@ -305,9 +305,9 @@ fn write_state(list: &mut List<'_>, room: &RoomWindow<'_, '_>, events: &[StoredE
         return Ok(());
     }
     let (has_other_form, mut steps) = (has_other_form(room), Steps::of_page());
-    let (read, related) = (room.window.read, &room.window.ask.filter.state_related);
-    for stored in events.iter().filter(|stored| filter.wants(stored)) {
-        if !related.allows(read, room.num, stored, &mut steps)? {
+    let (view, viewer, related) = (room.view(), room.viewer(), &room.window.ask.filter.state_related);
+    for stored in events {
+        if !filter.wants(view, stored, &viewer)? || !related.allows(view, stored, &viewer, &mut steps)? {
             continue;
         }
         if has_other_form {

@@ -177,9 +177,9 @@ fn is_unwanted(
     let related = &room.window.ask.filter.timeline_related;
     let reason = if room.reader.ignores(stored) {
         "ignored sender"
-    } else if !filter.wants(stored) {
+    } else if !room.wants(filter, stored)? {
         "filter"
-    } else if !related.allows(room.window.read, room.num, stored, steps)? {
+    } else if !related.allows(room.view(), stored, &room.viewer(), steps)? {
         "filter of relations"
     } else {
         return Ok(false);

@@ -47,11 +47,6 @@ pub(crate) struct FoundText {
 }
 
 impl FoundText {
-    /// Whether a filter lets the event through.
-    pub(crate) fn is_wanted(&self, filter: &EventFilter) -> bool {
-        filter.allows(&self.stored)
-    }
-
     /// The id of the event's sender.
     pub(crate) fn sender(&self) -> String {
         self.stored.row.sender().into_owned()
@@ -119,6 +114,11 @@ impl Look {
             return Ok(None);
         }
         Ok(Some(FoundText { stored, membership, text }))
+    }
+
+    /// Whether a filter lets a found event through.
+    pub(crate) fn wants(&self, filter: &EventFilter, found: &FoundText) -> Result<bool> {
+        Ok(filter.allows(self.view(), &found.stored, &self.viewer())?)
     }
 
     /// The id of a found event, and the event as the caller is shown it.

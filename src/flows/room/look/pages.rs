@@ -90,7 +90,15 @@ fn read_page_to(
     (wanted, mut steps, scanned_max): (&Filter, Steps, usize),
     hole: Option<Order>,
 ) -> Result<Page> {
-    let snapshot = Arc::clone(&look.snapshot);
+    let (snapshot, viewer) = (Arc::clone(&look.snapshot), look.viewer());
+    // Nothing above the end of what the caller sees is read, neither an event nor a hole.
+    let to = match direction {
+        Direction::Up => {
+            let end = PageToken(look.end()?);
+            Some(to.map_or(end, |to| to.min(end)))
+        }
+        Direction::Down => to,
+    };
     let is_before = |hole: Order, to: PageToken| match direction {
         Direction::Down => PageToken::below(hole) > to,
         Direction::Up => PageToken::below(hole) < to,
@@ -109,7 +117,7 @@ fn read_page_to(
             Direction::Up => PageToken::above(stored.order),
             Direction::Down => PageToken::below(stored.order),
         });
-        if !wanted.allows(&*snapshot, look.num, &stored, &mut steps)? {
+        if !wanted.allows(look.view(), &stored, &viewer, &mut steps)? {
             continue;
         }
         if let (membership, true) = look.reader.look(&*snapshot, &stored)? {
@@ -121,6 +129,13 @@ fn read_page_to(
         page.next = hole.map(PageToken::below);
     }
     Ok(page)
+}
+
+/// Whether the caller sees anything beyond a page that is full: what they do not see is no reason for a token, which would tell them
+/// of it. Where too many events are looked at to know, and where the page would come to a hole, there may be more.
+fn may_go_on(look: &Look, next: PageToken, to: Option<PageToken>, direction: Direction) -> Result<bool> {
+    let further = read_page(look, next, to, direction, 1, &Filter::default(), Steps::of_page())?;
+    Ok(!further.events.is_empty() || further.next.is_some())
 }
 
 /// A page as it is answered, if nothing more is to be had of other servers.
@@ -154,8 +169,8 @@ pub(crate) async fn read_messages(
             Direction::Up => from.unwrap_or(PageToken(Order::MIN)),
             Direction::Down => from.unwrap_or(newest).min(newest),
         };
+        let limit = bounded(wanted.limit).max(1);
         let mut page = if wanted.filter.events.allows_room(&look.room.id) {
-            let limit = bounded(wanted.limit).max(1);
             let (filter, steps) = (&wanted.filter, Steps::of_page());
             match passed {
                 None => read_page(&look, from, to, wanted.direction, limit, filter, steps)?,
@@ -181,6 +196,13 @@ pub(crate) async fn read_messages(
         } else {
             Page { events: Vec::new(), next: None, hole: None }
         };
+        if let Some(next) = page.next
+            && page.events.len() >= limit
+            && page.hole.is_none()
+            && !may_go_on(&look, next, to, wanted.direction)?
+        {
+            page.next = None;
+        }
         if let (Direction::Up, None, None, Order::MAX) = (wanted.direction, page.next, to, end) {
             // A caller who will see more goes on from here once there is more, and so from a page that has the newest event. A
             // page without events has no token, so that a client that reads up to the end comes to an end.
@@ -240,7 +262,7 @@ pub(crate) async fn context(
             let is_left_out = lazy
                 && piece.membership().is_some()
                 && piece.row.state_key().is_none_or(|user| !senders.contains(&*user));
-            if !is_left_out && wanted.events.allows(&piece) {
+            if !is_left_out && wanted.events.allows(look.view(), &piece, &look.viewer())? {
                 event::count_shown(piece.row.json.len())?;
                 state.push(look.show_state(&piece)?);
             }

@@ -1,4 +1,7 @@
 //! Lists the events that refer to an event, and the threads of a room.
+//!
+//! The index of relations knows no readers. So nothing above the end of what the caller sees is read from it, an event that they do
+//! not see leads to no other, and only a further event that they see makes a token.
 
 use std::{
     collections::BTreeMap,
@@ -13,7 +16,7 @@ use crate::{
     accounts::Caller,
     error::Result,
     flows::App,
-    ids::{EventNum, Order, RoomNum},
+    ids::{EventNum, Order},
     json::{JsonText, Object},
     rooms::{
         event::{self, StoredEvent},
@@ -21,7 +24,7 @@ use crate::{
         timeline::{self, PageToken},
     },
     schema::relations::RelationRow,
-    store::{Direction, Fault, Read as _, Snapshot},
+    store::{Direction, Fault},
 };
 
 /// The choice among the events that refer to an event.
@@ -53,22 +56,17 @@ impl RelationsWanted {
     }
 }
 
-/// The part of the timeline that is asked for.
+/// The part of the timeline that is asked for: above its lower end, up to and including the higher one.
 #[derive(Clone, Copy)]
 struct Span {
-    from: Option<Order>,
-    to: Option<Order>,
+    low: Option<Order>,
+    high: Order,
     direction: Direction,
 }
 
 impl Span {
-    /// The bounds of the span: above its lower end, up to and including the higher one.
     fn bounds(&self) -> relations::Span {
-        let (low, high) = match self.direction {
-            Direction::Up => (self.from, self.to),
-            Direction::Down => (self.to, self.from),
-        };
-        (low.map_or(Bound::Unbounded, Bound::Excluded), high.map_or(Bound::Unbounded, Bound::Included))
+        (self.low.map_or(Bound::Unbounded, Bound::Excluded), Bound::Included(self.high))
     }
 }
 
@@ -90,26 +88,42 @@ pub(super) fn page(look: &Look, id: &EventId, wanted: &RelationsWanted, scanned_
     let read = &*look.snapshot;
     let place = |token: &Option<String>| token.as_deref().map(place).transpose();
     let (from, to) = (place(&wanted.from)?, place(&wanted.to)?);
-    let span = Span { from: from.map(|from| from.0), to: to.map(|to| to.0), direction: wanted.direction };
-    let search = Search { read, room: look.num, parent: parent.event(), span, wanted, scanned_max };
+    let (end, viewer) = (look.end()?, look.viewer());
+    let upto_end = |place: Option<PageToken>| place.map_or(end, |place| place.0.min(end));
+    let (low, high) = match wanted.direction {
+        Direction::Up => (from.map(|from| from.0), upto_end(to)),
+        Direction::Down => (to.map(|to| to.0), upto_end(from)),
+    };
+    let span = Span { low, high, direction: wanted.direction };
+    let search = Search { look, end, parent: parent.event(), span, wanted, scanned_max };
+    let limit = bounded(wanted.limit).max(1);
     let (mut chunk, mut next, mut last) = (Vec::new(), None, None);
     for (scanned, relation) in search.list()?.enumerate() {
-        if chunk.len() >= bounded(wanted.limit).max(1) || scanned >= scanned_max {
+        if scanned >= scanned_max {
             next = last;
             break;
         }
         let (order, event, fits) = relation?;
-        last = Some(match wanted.direction {
-            Direction::Up => PageToken::above(order),
-            Direction::Down => PageToken::below(order),
-        });
+        let is_full = chunk.len() >= limit;
+        if !is_full {
+            last = Some(match wanted.direction {
+                Direction::Up => PageToken::above(order),
+                Direction::Down => PageToken::below(order),
+            });
+        }
         if !fits {
             continue;
         }
         let stored = event::require(read, look.num, event)?;
-        if let (membership, true) = look.reader.look(read, &stored)? {
-            chunk.push(look.show(&stored, membership)?);
+        if !viewer.sees_relation(look.view(), &stored)? {
+            continue;
         }
+        if is_full {
+            next = last;
+            break;
+        }
+        let (membership, _) = look.reader.look(read, &stored)?;
+        chunk.push(look.show(&stored, membership)?);
     }
     let mut answer = Object::new();
     answer.list("chunk", &chunk);
@@ -129,8 +143,9 @@ type Relations<'r> = Box<dyn Iterator<Item = Result<(Order, EventNum, bool), Fau
 /// A search for the events that refer to one.
 #[derive(Clone, Copy)]
 struct Search<'r> {
-    read: &'r Snapshot,
-    room: RoomNum,
+    look: &'r Look,
+    /// The last place up to which the caller sees events.
+    end: Order,
     parent: EventNum,
     span: Span,
     wanted: &'r RelationsWanted,
@@ -140,7 +155,8 @@ struct Search<'r> {
 impl<'r> Search<'r> {
     /// Lists the events that refer to the parent, in the direction that is asked for, each with whether it fits the request.
     fn list(self) -> Result<Relations<'r>, Fault> {
-        let Self { read, room, parent, span, wanted, .. } = self;
+        let Self { look, parent, span, wanted, .. } = self;
+        let (read, room) = (&*look.snapshot, look.num);
         let bounds = span.bounds();
         if !wanted.recurse {
             let rel_type = wanted.rel_type.as_deref();
@@ -157,15 +173,23 @@ impl<'r> Search<'r> {
         Ok(Box::new(found.into_iter().map(|(order, event)| Ok((order, event, true)))))
     }
 
-    /// Lists the events that refer to the parent directly or through others, in rising order. `None` if there are too many to read
-    /// them all for one page.
+    /// Lists the events that refer to the parent directly or through others that the caller sees, in rising order. `None` if there are
+    /// too many to read them all for one page.
     fn descendants(&self) -> Result<Option<Vec<(Order, EventNum)>>, Fault> {
+        let (read, room) = (&*self.look.snapshot, self.look.num);
+        let (viewer, upto) = (self.look.viewer(), (Bound::Unbounded, Bound::Included(self.end)));
+        let sees_all = viewer.sees_all_relations(read)?;
         let (mut found, mut parents, mut left) = (Vec::new(), vec![self.parent], self.scanned_max);
         for _ in 0..RECURSION_MAX {
             let mut children = Vec::new();
             for parent in parents {
-                let (anywhere, down) = (relations::ANYWHERE, Direction::Down);
-                for row in relations::list(self.read, self.room, parent, None, anywhere, down)? {
+                let is_seen = sees_all
+                    || parent == self.parent
+                    || viewer.sees_relation(self.look.view(), &event::require(read, room, parent)?)?;
+                if !is_seen {
+                    continue;
+                }
+                for row in relations::list(read, room, parent, None, upto, Direction::Down)? {
                     let (order, row) = row?;
                     let Some(still) = left.checked_sub(1) else { return Ok(None) };
                     left = still;
@@ -182,15 +206,16 @@ impl<'r> Search<'r> {
     }
 
     /// Lists the events of the timeline from where the page begins, each with whether it refers to the parent directly or through
-    /// others and fits the request. The index has relations by the event to which they refer, so it cannot tell which of
-    /// very many events that refer to others comes next.
+    /// others that the caller sees and fits the request. The index has relations by the event to which they refer, so it cannot
+    /// tell which of very many events that refer to others comes next.
     fn descendants_by_timeline(self) -> Result<Relations<'r>, Fault> {
-        let Self { read, room, span, .. } = self;
-        let from = span.from.unwrap_or(match span.direction {
-            Direction::Up => Order::MIN,
-            Direction::Down => Order::upto(read.upto()),
-        });
-        let rows = timeline::page(read, room, PageToken(from), span.to.map(PageToken), span.direction)?;
+        let Self { look, span, .. } = self;
+        let (low, high) = (span.low.map(PageToken), PageToken(span.high));
+        let (from, to) = match span.direction {
+            Direction::Up => (low.unwrap_or(PageToken(Order::MIN)), Some(high)),
+            Direction::Down => (high, low),
+        };
+        let rows = timeline::page(&*look.snapshot, look.num, from, to, span.direction)?;
         Ok(Box::new(rows.map(move |stored| {
             let stored = stored?;
             Ok((stored.order, stored.event(), self.is_wanted_descendant(&stored)?))
@@ -198,7 +223,7 @@ impl<'r> Search<'r> {
     }
 
     fn is_wanted_descendant(&self, stored: &StoredEvent) -> Result<bool, Fault> {
-        let (read, room) = (self.read, self.room);
+        let (read, room) = (&*self.look.snapshot, self.look.num);
         let Some((mut parent, row)) = relations::find_own(read, room, stored)? else { return Ok(false) };
         if !self.wanted.fits(&row) {
             return Ok(false);
@@ -208,6 +233,9 @@ impl<'r> Search<'r> {
                 return Ok(true);
             }
             let Some(above) = event::find(read, room, parent)? else { return Ok(false) };
+            if !self.look.viewer().sees_relation(self.look.view(), &above)? {
+                return Ok(false);
+            }
             let Some((next, _)) = relations::find_own(read, room, &above)? else { return Ok(false) };
             parent = next;
         }
@@ -239,7 +267,7 @@ pub(crate) async fn threads(
         let end = look.end()?;
         let from = wanted.from.as_deref().map(place).transpose()?.map_or(Order::MAX, |from| from.0);
         let limit = bounded(wanted.limit).max(1);
-        let mut page = ThreadPage { look: &look, wanted: &wanted, end, limit, chunk: Vec::new() };
+        let mut page = ThreadPage { look: &look, wanted: &wanted, end, limit, chunk: Vec::new(), last: None };
         let next = page.fill(from)?;
         let mut answer = Object::new();
         answer.list("chunk", &page.chunk);
@@ -259,17 +287,19 @@ struct ThreadPage<'l> {
     end: Order,
     limit: usize,
     chunk: Vec<JsonText>,
+    /// Where the newest event of the last thread stands.
+    last: Option<Order>,
 }
 
 impl ThreadPage<'_> {
-    /// Fills the page with threads from an order on, and answers where the list goes on; `None` if it ends.
+    /// Fills the page with threads from an order on, and answers where the list goes on; `None` if the caller sees no more of it.
     ///
     /// The index has threads by their newest event, whoever sees it. A thread whose newest events the caller does not see waits
     /// until those above the newest one that they do see are listed. So a later page also looks at the threads that the
     /// index has above its beginning, as far as a bound.
     fn fill(&mut self, from: Order) -> Result<Option<PageToken>> {
-        let (look, read) = (self.look, &*self.look.snapshot);
-        let sees_all = look.reader.sees_everything(read)?;
+        let (look, read, viewer) = (self.look, &*self.look.snapshot, self.look.viewer());
+        let sees_all = viewer.sees_all_relations(read)?;
         let above = relations::list_threads(read, look.num, Order::MAX)?
             .take(if sees_all { 0 } else { SCANNED_MAX })
             .take_while(|row| row.as_ref().map_or(true, |(order, _)| *order > from));
@@ -284,51 +314,63 @@ impl ThreadPage<'_> {
                     waiting.insert(newest, waits);
                     break;
                 }
-                if self.is_full() {
-                    return Ok(Some(PageToken::above(newest)));
+                if self.add(newest, waits)? {
+                    return Ok(self.after_last());
                 }
-                self.add(waits)?;
             }
             if order <= from {
-                if self.is_full() || scanned == SCANNED_MAX {
-                    return Ok(Some(PageToken::above(order)));
+                if scanned == SCANNED_MAX {
+                    return Ok(if self.is_full() {
+                        self.after_last()
+                    } else {
+                        Some(PageToken::above(order))
+                    });
                 }
                 scanned += 1;
             }
             let newest = if sees_all {
                 Some(order)
             } else {
-                show::newest_in_thread(read, look.num, root, &look.reader, self.end)?
+                show::newest_in_thread(look.view(), root, &viewer, self.end)?
             };
             waiting.extend(newest.filter(|newest| *newest <= from).map(|newest| (newest, root)));
         }
         while let Some((newest, waits)) = waiting.pop_last() {
-            if self.is_full() {
-                return Ok(Some(PageToken::above(newest)));
+            if self.add(newest, waits)? {
+                return Ok(self.after_last());
             }
-            self.add(waits)?;
         }
         Ok(None)
+    }
+
+    /// The place below the last thread of the page.
+    fn after_last(&self) -> Option<PageToken> {
+        self.last.map(PageToken::below)
     }
 
     fn is_full(&self) -> bool {
         self.chunk.len() >= self.limit
     }
 
-    /// Adds a thread, if the caller may see its root and wants it. A root whose sender the caller ignores is shown redacted, as the
+    /// Adds a thread, if the caller may see its root and wants it. Gives true, and adds nothing, where the page is full already and the
+    /// thread would be one more. A root whose sender the caller ignores is shown redacted, as the
     /// specification has it ([`GET /threads`](https://spec.matrix.org/v1.19/client-server-api/#get_matrixclientv1roomsroomidthreads)).
-    fn add(&mut self, root: EventNum) -> Result<()> {
+    fn add(&mut self, newest: Order, root: EventNum) -> Result<bool> {
         let (look, read) = (self.look, &*self.look.snapshot);
         let root = event::require(read, look.num, root)?;
         if self.wanted.only_own && !relations::took_part(read, look.num, &root, &look.user)? {
-            return Ok(());
+            return Ok(false);
         }
         let (membership, sees) = look.reader.look(read, &root)?;
-        if sees {
-            self.chunk.push(look.show(&root, membership)?);
-        } else if look.reader.ignores(&root) && look.reader.may_see(read, &root)? {
-            self.chunk.push(look.show(&redact::hidden(&look.room, &root)?, membership)?);
+        if !sees && !(look.reader.ignores(&root) && look.reader.may_see(read, &root)?) {
+            return Ok(false);
         }
-        Ok(())
+        if self.is_full() {
+            return Ok(true);
+        }
+        let root = if sees { root } else { redact::hidden(&look.room, &root)? };
+        self.chunk.push(look.show(&root, membership)?);
+        self.last = Some(newest);
+        Ok(false)
     }
 }
