@@ -249,7 +249,9 @@ impl Env {
     /// Starts a task that lives until it ends or the server is killed. Its work counts for the payers of the current one.
     pub fn spawn<F: Future<Output = ()> + Send + 'static>(&self, task: F) {
         let killed = self.0.killed.clone();
-        let task = payer::current().during(task);
+        // A future is moved by each that it is wrapped in, and some are large: unless they are on the heap, a build without optimisations
+        // runs out of stack.
+        let task = payer::current().during(Box::pin(task));
         // In a simulation several servers log to one place, so that their tasks keep the span that names the server.
         let span = if self.is_simulated() { Span::current() } else { Span::none() };
         let task = async move {

@@ -34,7 +34,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// A body of at most this many bytes is a small one.
 const SMALL_BYTES_MAX: usize = 64 << 10;
 
-/// So many answers at once may grow beyond what there is room for. Each of them may be as large as the state of a room.
+/// At most this many answers at once grow beyond what there is room for. Each of them may be as large as the state of a room.
 const LARGE_AT_ONCE: usize = 2;
 
 /// A line in which those wait who want bytes. Each line has its own bounds, so that none waits for another.

@@ -82,7 +82,7 @@ impl Gate for Making {
 
     fn grow(&self, bytes: usize) -> Result<()> {
         let mut made = self.made.lock();
-        // What is read before the first step counts with it.
+        // Bytes that are read before the first step count with it.
         let Some(Made { held, bytes: all, large }) = &mut *made else { return Ok(()) };
         *all = all.saturating_add(bytes);
         match all.saturating_sub(held.bytes()) {

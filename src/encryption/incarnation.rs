@@ -107,7 +107,7 @@ fn list_unknown(
 
 fn tell(batch: &mut Batch, user_id: &UserId, incarnation: u64) -> Result<(), Fault> {
     let changed = device_lists::find_changed(batch, user_id)?;
-    // Whoever is in several rooms is told of once.
+    // A user who is in several rooms is told of once.
     if changed.is_none_or(|at| at.incarnation() < incarnation) {
         device_lists::changed_elsewhere(batch, user_id)?;
     }

@@ -239,9 +239,9 @@ pub fn list_anywhere(
 /// An event that is shown is in memory several times at the largest: as a row, as its own JSON, and as a part of an answer that is
 /// copied once.
 const COPIES: usize = 4;
-/// So many bytes of events are read before they are counted, as far as one can tell from those before.
+/// About this many bytes of events are read before they are counted, as far as one can tell from those before.
 const COUNTED_AT_ONCE: usize = 1 << 20;
-/// At first so many events are read before they are counted.
+/// At first this many events are read before they are counted.
 const FIRST_COUNTED: usize = 64;
 
 /// Lists events as [`list_anywhere`] does, for an answer that shows all of them, and counts what the answer takes in memory. Errors:

@@ -193,7 +193,7 @@ mod tests {
         }
         assert_eq!(begun, OF_KIND_MAX);
         assert_eq!(held.begin_in_place(name(2, 0), room(201)), Some(true), "another kind has its own places");
-        // Whoever rests leaves room for one more, and comes back into a place of its own.
+        // A job that rests leaves room for one more, and comes back into a place of its own.
         let rests = name(1, 0);
         assert_eq!(held.rest(&rests), Some(room(1)));
         assert_eq!(held.rest(&rests), None, "it holds no place");

@@ -46,12 +46,12 @@ const REQUESTS_MAX: usize = 2_500;
 const EVENTS_MAX: usize = 5_000;
 /// The state of a room that is joined without its members has at most this many events, as that of a room that is joined whole.
 const STATE_MAX: usize = 400_000;
-/// So many tries demand all events of a state, because servers that do not answer mostly come back.
+/// This many tries demand all events of a state, because servers that do not answer mostly come back.
 const WHOLE_TRIES: u32 = 5;
-/// So many tries leave it at that where a state has nobody of a server that is said to be in the room, and none of those that are asked
+/// This many tries leave it at that where a state has nobody of a server that is said to be in the room, and none of those that are asked
 /// themselves gives one.
 const DOUBTING_TRIES: u32 = 1;
-/// Of the servers of which a state has nobody, at most this many are asked for theirs.
+/// At most this many of the servers of which a state has nobody are asked for theirs.
 const DESERTED_ASKED_MAX: usize = 2;
 /// Such a server gives the state within this time.
 const DESERTED_TAKES_MAX: Duration = Duration::from_secs(30);
@@ -108,7 +108,7 @@ impl Wanted {
 
 /// The outcome of asking a server that gave a state.
 enum Given {
-    /// It was learnt.
+    /// The state was learnt.
     Learnt,
     /// It has nobody of these servers, who are in the room by the word of the one that let us in.
     Deserts(Vec<OwnedServerName>),
@@ -155,7 +155,7 @@ async fn fill(app: &App, room: RoomNum, wanted: &Wanted) -> Result<()> {
     let Some((_, deserted)) = &doubted else {
         return Err(failed.unwrap_or_else(|| Error::Busy { retry_after: Duration::from_secs(60) }));
     };
-    // What they give is held against nobody else's, and nobody else's against it.
+    // Their answers are held against nobody else's, and nobody else's against it.
     let mut apart = states::Fullest::default();
     let within = Asking { within: DESERTED_TAKES_MAX, is_believed: false };
     for server in choose_deserted(&fetch, deserted.clone()) {

@@ -337,7 +337,7 @@ pub(super) fn keep_filled(
         schema::STATE_UNDO.range::<(RoomNum, StateKeyNum, Order)>(&*batch, low, high, Direction::Down)?;
     let Some(((_, _, newest), _)) = rows.next().transpose()? else { return Ok(()) };
     drop(rows);
-    // Of what differs in many keys from the state above, the rest stands below the marker and above the events.
+    // Where many keys differ from the state above, the rest of them stands below the marker and above the events.
     let (low, high) = (Bound::Included((room, newest)), Bound::Excluded((room, base)));
     let mut events = schema::TIMELINE.range::<(RoomNum, Order)>(&*batch, low, high, Direction::Up)?;
     if events.next().transpose()?.is_none() {

@@ -171,11 +171,14 @@ mod tests {
         });
     }
 
-    /// Puts a user of ours into a room, with an account and the row that says what they are to the room.
+    fn put_account(batch: &mut Batch, number: u32) {
+        let new = NewUser { user_id: local(number), now_ms: 0, is_admin: false, is_guest: false };
+        users::create(batch, UserNum(number.into()), &new);
+    }
+
+    /// Puts a user of ours into a room, with the row that says what they are to the room.
     fn put_local(batch: &mut Batch, room: RoomNum, number: u32, membership: Membership) {
         let (num, user_id) = (UserNum(number.into()), local(number));
-        let new = NewUser { user_id: user_id.clone(), now_ms: 0, is_admin: false, is_guest: false };
-        users::create(batch, num, &new);
         let text = if membership == Membership::Join { "join" } else { "leave" };
         put_member(batch, room, (1_000 + number, user_id.as_str()), text);
         let row = schema::rooms::UserRoomRow {
@@ -208,6 +211,8 @@ mod tests {
             (from, upto, is_own) in (0..26_usize, 0..26_usize, any::<bool>()),
         ) {
             let (store, mut naive) = (store(), BTreeSet::new());
+            // One of the users has no account any more.
+            write(&store, |batch| (0..4).for_each(|number| put_account(batch, number)));
             for (num, (others, locals)) in (0..).map(RoomNum).zip(&rooms) {
                 write(&store, |batch| {
                     put_room(batch, num, u32::try_from(others.len() + locals.len()).unwrap());

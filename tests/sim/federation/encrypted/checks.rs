@@ -1,4 +1,4 @@
-//! What must hold when all faults have ended and time has passed.
+//! Checks of what each device knows, has got and decrypts when all faults have ended and time has passed.
 
 use std::{collections::BTreeSet, time::Duration};
 

@@ -57,8 +57,8 @@ pub(super) struct Learnt {
     room_session: Option<RoomSession>,
     /// The numbers of the messages that came from devices.
     pub(super) inbox: BTreeSet<u64>,
-    /// Whether the server has few one-time keys of this device, and whether it has no fallback key that was never given.
-    lacks: (bool, bool),
+    /// Whether the server has few one-time keys of this device.
+    lacks_keys: bool,
 }
 
 /// A device that is logged in, or was.
@@ -141,19 +141,15 @@ impl Device {
         });
         *self.keys.borrow_mut() = Some(known);
         let keys = persons.olm.signed(&self.name, (&self.user_id, &self.id), keys);
-        self.upload(world, persons, (true, true), Some(keys)).await;
+        self.upload(world, persons, Some(keys)).await;
         self.is_ready.set(true);
         world.wire.note(|| format!("{} is there", self.name));
     }
 
-    async fn upload(
-        &self,
-        world: &World,
-        persons: &Persons,
-        lacks: (bool, bool),
-        device_keys: Option<Value>,
-    ) {
+    /// Uploads one-time keys, and with the first ones the identity keys and a key to fall back on.
+    async fn upload(&self, world: &World, persons: &Persons, device_keys: Option<Value>) {
         let mut body = json!({});
+        let is_first = device_keys.is_some();
         if let Some(keys) = device_keys {
             body["device_keys"] = keys;
         }
@@ -167,11 +163,9 @@ impl Device {
             }
             body[field] = Value::Object(signed);
         };
-        if lacks.0 {
-            let keys = persons.olm.ask(&self.name, "one_time_keys", json!({ "count": KEYS_MORE }));
-            sign("one_time_keys", &keys, false);
-        }
-        if lacks.1 {
+        let keys = persons.olm.ask(&self.name, "one_time_keys", json!({ "count": KEYS_MORE }));
+        sign("one_time_keys", &keys, false);
+        if is_first {
             sign("fallback_keys", &persons.olm.ask(&self.name, "fallback_key", json!({})), true);
         }
         self.ok(world, Method::POST, &format!("{V3}/keys/upload"), body).await;
@@ -212,9 +206,9 @@ impl Device {
             learnt.lists.remove(&user);
             learnt.outdated.remove(&user);
         }
-        let left = sync["device_one_time_keys_count"]["signed_curve25519"].as_u64().unwrap_or(0);
-        let unused = sync["device_unused_fallback_key_types"].as_array();
-        learnt.lacks = (left < KEYS_FEW, unused.is_some_and(Vec::is_empty));
+        if let Some(left) = sync["device_one_time_keys_count"]["signed_curve25519"].as_u64() {
+            learnt.lacks_keys = left < KEYS_FEW;
+        }
         let Some(room) = persons.room.borrow().clone() else { return is_news };
         let news = &sync["rooms"]["join"][&room];
         if news.is_object() {
@@ -232,7 +226,7 @@ impl Device {
                     learnt.joined.remove(&user);
                 }
             }
-            // Whoever has gone must not read what is said from now on.
+            // Those who have gone must not read what is said from now on.
             if !before.is_subset(&learnt.joined) {
                 learnt.room_session = None;
             }
@@ -267,11 +261,10 @@ impl Device {
         self.learnt.borrow_mut().sessions.insert(sender_key);
     }
 
-    /// Uploads keys where the server has few.
+    /// Uploads one-time keys where the server has few. The key to fall back on stays, because whoever was given it may use it late.
     pub(super) async fn refill(&self, world: &World, persons: &Persons) {
-        let lacks = std::mem::take(&mut self.learnt.borrow_mut().lacks);
-        if lacks.0 || lacks.1 {
-            self.upload(world, persons, lacks, None).await;
+        if std::mem::take(&mut self.learnt.borrow_mut().lacks_keys) {
+            self.upload(world, persons, None).await;
         }
     }
 
@@ -280,7 +273,7 @@ impl Device {
         let wanted: BTreeSet<String> = {
             let learnt = &mut *self.learnt.borrow_mut();
             let outdated = std::mem::take(&mut learnt.outdated);
-            // Whoever is not in the room is asked for when they come.
+            // People who are not in the room are asked for when they come.
             learnt.lists.retain(|user, _| learnt.joined.contains(user) || !outdated.contains(user));
             let is_wanted = |user: &&String| outdated.contains(*user) || !learnt.lists.contains_key(*user);
             learnt.joined.iter().filter(is_wanted).cloned().collect()
