@@ -140,9 +140,10 @@ async fn in_rounds<T: Send + 'static>(
             (answer, _) => return answer,
         };
         let server = unsigned.server.clone();
-        let signing = sign(app, &turns.signing, &mut place, unsigned, patience);
+        // The futures are large, and lie in the heap, so that whoever waits for them stays small on the stack.
+        let signing = Box::pin(sign(app, &turns.signing, &mut place, unsigned, patience));
         let given = match patience.minds_silence {
-            true => policy_server::wait_unasked(app, &server, signing).await?,
+            true => Box::pin(policy_server::wait_unasked(app, &server, signing)).await?,
             false => signing.await?,
         };
         signed.extend(given);

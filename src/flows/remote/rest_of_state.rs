@@ -145,7 +145,7 @@ async fn fill(app: &App, room: RoomNum, wanted: &Wanted) -> Result<()> {
     let (mut failed, mut fullest, mut doubted) = (None, states::Fullest::default(), None);
     let asking = Asking { within: FETCHING_TAKES_MAX, is_believed: wanted.may_lack() };
     for server in fetch.servers.clone() {
-        match fill_from(&mut fetch, (&server, asking), &join, wanted, &mut fullest).await {
+        match fill_boxed(&mut fetch, (&server, asking), &join, wanted, &mut fullest).await {
             Ok(Given::Learnt) => return Ok(()),
             Ok(Given::Deserts(deserted)) => note_doubted(room, &mut doubted, server, deserted),
             Err(error @ Error::Remote { .. }) => failed = Some(note_failure(room, &server, error)),
@@ -160,7 +160,7 @@ async fn fill(app: &App, room: RoomNum, wanted: &Wanted) -> Result<()> {
     let within = Asking { within: DESERTED_TAKES_MAX, is_believed: false };
     for server in choose_deserted(&fetch, deserted.clone()) {
         fetch.servers.push(server.clone());
-        match fill_from(&mut fetch, (&server, within), &join, wanted, &mut apart).await {
+        match fill_boxed(&mut fetch, (&server, within), &join, wanted, &mut apart).await {
             Ok(Given::Learnt) => return Ok(()),
             Ok(Given::Deserts(deserted)) => note_doubted(room, &mut doubted, server, deserted),
             Err(error @ Error::Remote { .. }) => drop(note_failure(room, &server, error)),
@@ -169,7 +169,7 @@ async fn fill(app: &App, room: RoomNum, wanted: &Wanted) -> Result<()> {
     }
     if let Some((server, _)) = doubted.filter(|_| wanted.tries >= DOUBTING_TRIES) {
         let asking = Asking { is_believed: true, ..asking };
-        if let Given::Learnt = fill_from(&mut fetch, (&server, asking), &join, wanted, &mut fullest).await? {
+        if let Given::Learnt = fill_boxed(&mut fetch, (&server, asking), &join, wanted, &mut fullest).await? {
             return Ok(());
         }
     }
@@ -211,7 +211,18 @@ fn choose_deserted(fetch: &Fetch<'_>, mut deserted: Vec<OwnedServerName>) -> Vec
     chosen
 }
 
-/// Asks one server for the state, and learns what it gives.
+/// Asks one server for the state, and learns what it gives. The future is large, and lies in the heap, so that whoever waits for it stays
+/// small on the stack.
+fn fill_boxed<'a>(
+    fetch: &'a mut Fetch<'_>,
+    asked: (&'a ServerName, Asking),
+    join: &'a Join,
+    wanted: &'a Wanted,
+    fullest: &'a mut states::Fullest,
+) -> impl Future<Output = Result<Given>> + 'a {
+    Box::pin(fill_from(fetch, asked, join, wanted, fullest))
+}
+
 async fn fill_from(
     fetch: &mut Fetch<'_>,
     (server, asking): (&ServerName, Asking),
