@@ -200,6 +200,32 @@ async fn what_a_server_may_not_see_comes_redacted() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_in_the_state_of_now_comes_whole_whatever_its_server_saw_of_the_past() {
+    let visibility = json!([{ "type": "m.room.history_visibility", "state_key": "", "content": { "history_visibility": "joined" } }]);
+    let mut scene = Scene::new(visibility).await;
+    let mut set = Vec::new();
+    for deny in [json!(["evil.example"]), json!([])] {
+        let path = format!("/rooms/{}/state/m.room.server_acl/", scene.room);
+        let content = json!({ "allow": ["*"], "deny": deny });
+        let answer = scene.alice.ok_put(&path, content).await;
+        set.push(answer["event_id"].as_str().unwrap().to_owned());
+    }
+    scene.remote().join().await;
+    scene.say("four").await;
+    let newest = scene.messages[3].clone();
+    let (_, history) = scene.get(&format!("backfill/{}?v={newest}&limit=4", scene.room)).await;
+    let lists: Vec<_> =
+        history["pdus"].as_array().unwrap().iter().filter(|pdu| pdu["type"] == "m.room.server_acl").collect();
+    assert_eq!(lists.len(), 2, "{history}");
+    let whole = json!({ "allow": ["*"], "deny": [] });
+    for (id, content) in [(&set[0], json!({})), (&set[1], whole)] {
+        let (status, json) = scene.get(&format!("event/{id}")).await;
+        assert_eq!((status, &json["pdus"][0]["content"]), (StatusCode::OK, &content));
+        assert_eq!(lists.iter().filter(|pdu| pdu["content"] == content).count(), 1, "{history}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_an_erased_user_wrote_comes_redacted_to_servers_that_were_not_there() {
     let mut scene = Scene::new(json!([])).await;
     let carol = scene.server.register("carol").await;

@@ -163,6 +163,13 @@ impl Reading {
         event::event_id(&stored.row.header.key, self.row.version)
     }
 
+    /// Whether an event is in the state of the room as it is now, which whoever has somebody there knows whole, whichever event they joined
+    /// on. The rest of a state event, as it would be after a redaction, would be taken for it: a list of servers then admits nobody.
+    fn is_in_force(&self, stored: &StoredEvent) -> Result<bool, Fault> {
+        let Some(key) = stored.row.header.state_key.filter(|_| self.is_resident) else { return Ok(false) };
+        Ok(state::current(&*self.snapshot, self.num, key)? == Some(stored.event()))
+    }
+
     /// The event as the server may see it.
     fn shown(&mut self, found: &Found) -> Result<JsonText> {
         let stored = &found.stored;
@@ -170,7 +177,9 @@ impl Reading {
             // The state before an outlier is not known, so that nobody can say who may see it. But whoever must judge an event
             // needs the whole of the state events that allow it.
             Place::Outlier => stored.row.header.state_key.is_some(),
-            Place::Timeline(_) | Place::Aside => self.sight.sees(&*self.snapshot, stored)?,
+            Place::Timeline(_) | Place::Aside => {
+                self.is_in_force(stored)? || self.sight.sees(&*self.snapshot, stored)?
+            }
         };
         if is_whole {
             return Ok(JsonText::stored(&stored.row.json));
