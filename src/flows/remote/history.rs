@@ -3,7 +3,7 @@
 //!
 //! Only servers that have somebody in the room now are answered, and that its list of servers admits. Who has nobody there any more is
 //! still told what was there before, and what stands below an event that removed its users, because it cannot follow otherwise that they
-//! were. Events that servers may not see come redacted.
+//! were. Events that servers may not see come redacted, but for those of the room's state of now.
 
 use std::{
     collections::{BTreeSet, BinaryHeap, HashSet, VecDeque},
