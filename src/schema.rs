@@ -321,8 +321,8 @@ tables! {
 
     /// An event that a user has scheduled, by its id, until some time after it was sent or came to nothing.
     190 DELAYED((UserNum, String) => Json<delayed::DelayedRow>) in Queues, User of "rooms::delayed";
-    /// The delayed events of a user that wait, by the time at which they are due.
-    191 DELAYED_DUE((UserNum, u64, String) => ()) in Queues, User of "rooms::delayed";
+    /// The delayed events of a user that wait, by the time at which they are due or tried again.
+    191 DELAYED_DUE((UserNum, u64, String) => delayed::DueRow) in Queues, User of "rooms::delayed";
     /// The delayed events of a user that have ended, by the time of that.
     192 DELAYED_ENDED((UserNum, u64, String) => ()) in Queues, User of "rooms::delayed";
     /// When the timer of a user for the delayed events is due, while one is set.

@@ -1,7 +1,8 @@
 //! Delayed events (MSC4140): events that a user schedules, which are sent at a later time unless they are taken back.
 //!
-//! A delayed event is a row of its user's. Two indexes list those that wait by the time at which they are due, and those that
-//! ended by the time of that. A user has one timer, for the first of them all, and a row that says when it is due: whatever changes the
+//! A delayed event is a row of its user's. Two indexes list those that wait by the time at which they are due or tried again, and those
+//! that ended by the time of that. Those that are due are sent in the order in which they were due, and then in that of scheduling,
+//! however often one was put off. A user has one timer, for the first of them all, and a row that says when it is due: whatever changes the
 //! first one moves the timer. So a user who schedules, restarts and cancels without end has no more timers than anybody else.
 //! `src/flows/room/delayed.rs` sends what is due.
 
@@ -75,7 +76,7 @@ pub fn content_of(read: &(impl Read + ?Sized), row: &DelayedRow) -> Result<Value
     Ok(content.unwrap_or_else(|| Value::Object(serde_json::Map::new())))
 }
 
-/// Lists the delayed events of a user that wait and are due at this time, in the order in which they are due.
+/// Lists the first of the delayed events of a user that wait and are listed until this time, in the order in which they are to be sent.
 pub fn list_due(
     read: &(impl Read + ?Sized),
     user: UserNum,
@@ -84,39 +85,54 @@ pub fn list_due(
 ) -> Result<Vec<(String, DelayedRow)>, Fault> {
     let mut due = Vec::new();
     for row in schema::DELAYED_DUE.prefix::<(UserNum,)>(read, (user,), Direction::Up)? {
-        let ((_, due_ms, id), ()) = row?;
-        if due_ms > now_ms || due.len() >= events_max {
+        let ((_, listed_ms, id), listing) = row?;
+        if listed_ms > now_ms {
             break;
         }
+        due.push((listing.due_ms.unwrap_or(listed_ms), listing.sequence, id));
+    }
+    due.sort_unstable();
+    due.truncate(events_max);
+    let rows = due.into_iter().map(|(.., id)| {
         let Json(row) = schema::DELAYED
             .get(read, (user, id.as_str()))?
             .ok_or(Fault::Corrupt("a delayed event that is listed as due is not there"))?;
-        due.push((id, row));
-    }
-    Ok(due)
+        Ok((id, row))
+    });
+    rows.collect()
 }
 
-/// Counts the delayed events of a user that wait, and says when the first one is due.
-fn count_waiting(read: &(impl Read + ?Sized), user: UserNum) -> Result<(usize, Option<u64>), Fault> {
-    let (mut count, mut first_ms) = (0, None);
+/// The delayed events of a user that wait, all together.
+#[derive(Default)]
+struct Waiting {
+    count: usize,
+    /// When there is something to do for the first of them.
+    first_ms: Option<u64>,
+    /// The number that stands behind theirs.
+    next_sequence: u64,
+}
+
+fn count_waiting(read: &(impl Read + ?Sized), user: UserNum) -> Result<Waiting, Fault> {
+    let mut waiting = Waiting::default();
     for row in schema::DELAYED_DUE.prefix::<(UserNum,)>(read, (user,), Direction::Up)? {
-        let ((_, due_ms, _), ()) = row?;
-        count += 1;
-        first_ms.get_or_insert(due_ms);
+        let ((_, listed_ms, _), listing) = row?;
+        waiting.count += 1;
+        waiting.first_ms.get_or_insert(listed_ms);
+        waiting.next_sequence = waiting.next_sequence.max(listing.sequence.saturating_add(1));
     }
-    Ok((count, first_ms))
+    Ok(waiting)
 }
 
-/// Schedules an event; the caller holds the user's lock and has looked that there is none of this id. Errors: 429
+/// Schedules an event, after those that wait; the caller holds the user's lock and has looked that there is none of this id. Errors: 429
 /// `M_LIMIT_EXCEEDED` where as many wait as may, with the time until the next one is sent.
 pub fn schedule(
     batch: &mut Batch,
     user: UserNum,
     id: &str,
-    row: &DelayedRow,
+    row: DelayedRow,
     waiting_max: usize,
 ) -> Result<()> {
-    let (count, first_ms) = count_waiting(batch, user)?;
+    let Waiting { count, first_ms, next_sequence } = count_waiting(batch, user)?;
     if count >= waiting_max {
         let wait_ms = first_ms.unwrap_or_default().saturating_sub(row.scheduled_ms);
         let mut refusal = Refusal::too_fast(Duration::from_millis(wait_ms));
@@ -125,8 +141,9 @@ pub fn schedule(
         return Err(refusal.into());
     }
     let before_ms = find_next_ms(batch, user)?;
-    schema::DELAYED.put(batch, (user, id), &Json(row.clone()));
-    schema::DELAYED_DUE.put(batch, (user, row.listed_ms(), id), &());
+    let row = DelayedRow { sequence: next_sequence, ..row };
+    schema::DELAYED_DUE.put(batch, (user, row.listed_ms(), id), &row.listing());
+    schema::DELAYED.put(batch, (user, id), &Json(row));
     Ok(follow_first(batch, user, before_ms)?)
 }
 
@@ -157,7 +174,7 @@ pub fn set_timer(batch: &mut Batch, user: UserNum, due_ms: Option<u64>) -> Resul
     Ok(())
 }
 
-/// Begins the delay of an event anew, whose row this is; the caller holds the user's lock.
+/// Begins the delay of an event anew, whose row this is, as if it were scheduled now; the caller holds the user's lock.
 pub fn restart(
     batch: &mut Batch,
     user: UserNum,
@@ -165,11 +182,13 @@ pub fn restart(
     row: DelayedRow,
     now_ms: u64,
 ) -> Result<(), Fault> {
-    move_to(batch, (user, id), row.listed_ms(), DelayedRow { scheduled_ms: now_ms, again_ms: None, ..row })
+    let (listed_ms, sequence) = (row.listed_ms(), count_waiting(batch, user)?.next_sequence);
+    let row = DelayedRow { scheduled_ms: now_ms, sequence, again_ms: None, ..row };
+    move_to(batch, (user, id), listed_ms, row)
 }
 
-/// Puts off an event that is due and could not be sent, whose row this is, so that those behind it get their turn; the caller holds the
-/// user's lock.
+/// Puts off an event that is due and could not be sent, whose row this is, so that those of other rooms get their turn; the caller holds
+/// the user's lock.
 pub fn put_off(
     batch: &mut Batch,
     user: UserNum,
@@ -189,7 +208,7 @@ fn move_to(
 ) -> Result<(), Fault> {
     let before_ms = find_next_ms(batch, user)?;
     schema::DELAYED_DUE.delete(batch, (user, listed_ms, id));
-    schema::DELAYED_DUE.put(batch, (user, row.listed_ms(), id), &());
+    schema::DELAYED_DUE.put(batch, (user, row.listed_ms(), id), &row.listing());
     schema::DELAYED.put(batch, (user, id), &Json(row));
     follow_first(batch, user, before_ms)
 }
@@ -202,8 +221,8 @@ pub fn list_put_off(
 ) -> Result<BTreeMap<OwnedRoomId, u64>, Fault> {
     let mut rooms = BTreeMap::new();
     for row in schema::DELAYED_DUE.prefix::<(UserNum,)>(read, (user,), Direction::Up)? {
-        let ((_, listed_ms, id), ()) = row?;
-        if listed_ms <= now_ms {
+        let ((_, listed_ms, id), listing) = row?;
+        if listed_ms <= now_ms || listing.due_ms == Some(listed_ms) {
             continue;
         }
         let row = schema::DELAYED.get(read, (user, id.as_str()))?;
@@ -258,7 +277,7 @@ pub fn forget_old(batch: &mut Batch, user: UserNum, now_ms: u64) -> Result<(), F
 /// Says when there is something to do next for the delayed events of a user: one is due, or one that ended is to be forgotten.
 pub fn find_next_ms(read: &(impl Read + ?Sized), user: UserNum) -> Result<Option<u64>, Fault> {
     let mut due = schema::DELAYED_DUE.prefix::<(UserNum,)>(read, (user,), Direction::Up)?;
-    let due_ms = due.next().transpose()?.map(|((_, due_ms, _), ())| due_ms);
+    let due_ms = due.next().transpose()?.map(|((_, listed_ms, _), _)| listed_ms);
     let mut ended = schema::DELAYED_ENDED.prefix::<(UserNum,)>(read, (user,), Direction::Up)?;
     let forget_ms = ended.next().transpose()?.map(|((_, at_ms, _), ())| at_ms.saturating_add(KEPT_MS));
     Ok(due_ms.into_iter().chain(forget_ms).min())

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use aqueduct::{config::Bucket, store::timer};
+use aqueduct::{
+    config::{Bucket, Limits},
+    store::timer,
+};
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -391,6 +394,52 @@ async fn those_that_are_due_count_for_the_limit_for_sending_and_none_is_lost_by_
     for id in &ids {
         assert_eq!(look_up(&alice, id).await["error"], Value::Null);
     }
+    server.assert_whole();
+}
+
+/// A server with limits that no test reaches by accident.
+fn limited(set: impl FnOnce(&mut Limits)) -> TestServer {
+    TestServer::with(|config| {
+        let limits = &mut config.limits;
+        limits.rate_limits = true;
+        let many = Bucket { per_second: 1_000.0, burst: 1_000 };
+        (limits.register, limits.membership, limits.other) = (many, many, many);
+        (limits.read, limits.send) = (many, many);
+        set(limits);
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_that_were_put_off_keep_their_order() {
+    let server = limited(|limits| limits.send = Bucket { per_second: 1.0, burst: 2 });
+    let (alice, _, room) = room_of_two(&server).await;
+    let expected: Vec<String> = (0..40).map(|number| number.to_string()).collect();
+    let mut ids = Vec::new();
+    // Two at a time are scheduled at one moment, for one moment.
+    for (pair, values) in (0..).zip(expected.chunks(2)) {
+        sleep(&server, 2).await;
+        for value in values {
+            ids.push(state_later(&alice, &room, "key", value, 100_000 - pair * 1_999).await);
+        }
+    }
+    // The first one begins anew, and has to wait behind all others.
+    assert_eq!(act(&alice, &ids[0], "restart").await.0, StatusCode::OK);
+    ids.rotate_left(1);
+    let listed = waiting(&alice).await;
+    let listed: Vec<_> = listed.iter().map(|it| it["delay_id"].as_str().unwrap()).collect();
+    assert_eq!(listed, ids);
+    // All are due while their user may send half of them.
+    sleep(&server, 101).await;
+    let sent_at_first = sent(&alice, &room).await.len();
+    assert!((10..39).contains(&sent_at_first), "{sent_at_first}");
+    server.assert_whole();
+    sleep(&server, 60).await;
+    let page = alice.ok_get(&format!("/rooms/{room}/messages?dir=f&limit=100")).await;
+    let all = page["chunk"].as_array().unwrap().iter().filter(|event| event["type"] == "m.test");
+    let values: Vec<_> = all.map(|event| event["content"]["value"].as_str().unwrap()).collect();
+    assert_eq!(values[..39], expected[1..]);
+    assert_eq!(values[39], "0");
+    assert_eq!(alice.state(&room, "m.test", "key").await.1, json!({ "value": "0" }));
     server.assert_whole();
 }
 

@@ -89,11 +89,12 @@ pub(crate) async fn schedule(app: &App, caller: &Caller, wanted: Wanted) -> Resu
                 content: wanted.content,
                 delay_ms: wanted.delay_ms,
                 scheduled_ms: now_ms,
+                sequence: 0,
                 sticky_ms: wanted.sticky_ms,
                 end: None,
             };
             let waiting_max = app.config.rooms.delayed_events_max;
-            delayed::schedule(batch, user, &id, &row, usize::try_from(waiting_max).unwrap_or(usize::MAX))?;
+            delayed::schedule(batch, user, &id, row, usize::try_from(waiting_max).unwrap_or(usize::MAX))?;
         }
         Ok(id)
     })

@@ -18,9 +18,10 @@ pub(super) fn checks() -> [RowCheck; 4] {
             doubts.unless(schema::USERS.contains(read, *user)?, "its account is gone");
             Ok(())
         }),
-        RowCheck::of(&schema::DELAYED_DUE, |read, (user, due_ms, id), (), doubts| {
-            let row = schema::DELAYED.get(read, (*user, id.as_str()))?;
-            let is_due = row.is_some_and(|Json(row)| row.end.is_none() && row.listed_ms() == *due_ms);
+        RowCheck::of(&schema::DELAYED_DUE, |read, (user, listed_ms, id), listing, doubts| {
+            let row = schema::DELAYED.get(read, (*user, id.as_str()))?.map(|Json(row)| row);
+            let row = row.filter(|row| row.end.is_none() && row.listed_ms() == *listed_ms);
+            let is_due = row.is_some_and(|row| listing.due_ms.is_none() || *listing == row.listing());
             doubts.unless(is_due, "no delayed event of this id is due then");
             Ok(())
         }),
