@@ -444,6 +444,51 @@ async fn those_that_were_put_off_keep_their_order() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_change_of_membership_counts_once_as_one_however_it_is_sent() {
+    let server = limited(|limits| limits.membership = Bucket { per_second: 0.1, burst: 4 });
+    let (alice, _, room) = room_of_two(&server).await;
+    let content = json!({ "membership": "ban" });
+    let mut ids = Vec::new();
+    for number in 0..10 {
+        let user = encoded(&format!("@{number}:test.example"));
+        let path = format!("/rooms/{room}/state/m.room.member/{user}?org.matrix.msc4140.delay=1000000");
+        ids.push(id_of(&alice.ok_put(&path, content.clone()).await));
+    }
+    // This one is due when the bucket is full again.
+    let user = encoded("@due:test.example");
+    let path = format!("/rooms/{room}/state/m.room.member/{user}?org.matrix.msc4140.delay=50000");
+    let due = id_of(&alice.ok_put(&path, content).await);
+    let assert_limited = |answer: (StatusCode, Value)| {
+        let (status, json) = answer;
+        assert_eq!(
+            (status, json["errcode"].as_str()),
+            (StatusCode::TOO_MANY_REQUESTS, Some("M_LIMIT_EXCEEDED")),
+            "{json}"
+        );
+    };
+    sleep(&server, 45).await;
+    let mut waiting = ids.iter();
+    for _ in 0..2 {
+        assert_eq!(act(&alice, waiting.next().unwrap(), "send").await, (StatusCode::OK, json!({})));
+        let id = waiting.next().unwrap();
+        alice.ok_post(&format!("{DELAYED}/{id}"), json!({ "action": "send" })).await;
+    }
+    let id = waiting.next().unwrap();
+    assert_limited(act(&alice, id, "send").await);
+    assert_limited(alice.post(&format!("{DELAYED}/{id}"), json!({ "action": "send" })).await);
+    assert!(look_up(&alice, id).await.get("finalised_ts").is_none(), "it stays scheduled");
+    let ban = format!("/_matrix/client/v3/rooms/{room}/ban");
+    assert_limited(alice.post(&ban, json!({ "user_id": "@z:test.example" })).await);
+    // What is due is sent all the same, and the next change waits for longer by that.
+    sleep(&server, 10).await;
+    assert!(look_up(&alice, &due).await["event_id"].is_string());
+    assert_limited(act(&alice, id, "send").await);
+    sleep(&server, 10).await;
+    assert_eq!(act(&alice, id, "send").await, (StatusCode::OK, json!({})));
+    server.assert_whole();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_logout_leaves_what_is_scheduled_and_the_end_of_the_account_does_not() {
     let server = TestServer::new();
     let (alice, bob, room) = room_of_two(&server).await;

@@ -1,11 +1,8 @@
 //! The state of a room: reading it, and setting it.
 
-use ruma::{
-    api::client::state::{
-        get_state_event_for_key::{self, v3::StateEventFormat},
-        get_state_events, send_state_event,
-    },
-    events::StateEventType,
+use ruma::api::client::state::{
+    get_state_event_for_key::{self, v3::StateEventFormat},
+    get_state_events, send_state_event,
 };
 
 use crate::{
@@ -32,6 +29,7 @@ use crate::{
             send::{self, Piece},
         },
     },
+    schema::event_types::MEMBER,
 };
 
 pub(crate) fn routes(r: &mut Routes) {
@@ -67,10 +65,6 @@ pub(crate) async fn send_state_event(
 ) -> Result<RawJson> {
     let (delay_ms, sticky_ms) = (query_number(&client.request, DELAY)?, sticky_ms(&client.request)?);
     let request = client.request.read()?;
-    if request.event_type == StateEventType::RoomMember {
-        // A change of membership counts as one here too, so that this endpoint does not get around the limit.
-        app.limits.take(Limit::Membership, Source::User(client.caller.user))?;
-    }
     let content = send::content(request.body.json().get())?;
     // `ts` is ignored: the time of an event may be set by application services only.
     let (event_type, state_key) = (request.event_type.to_string(), request.state_key);
@@ -79,6 +73,11 @@ pub(crate) async fn send_state_event(
         let (room, state_key) = (request.room_id, Some(state_key));
         let wanted = Wanted { room, event_type, state_key, txn: None, content, delay_ms, sticky_ms };
         return delayed::schedule(&app, &client.caller, wanted).await.map(|id| scheduled(&id));
+    }
+    if event_type == MEMBER {
+        // A change of membership counts as one here too, so that this endpoint does not get around the limit. One that is scheduled counts
+        // when it is sent.
+        app.limits.take(Limit::Membership, Source::User(client.caller.user))?;
     }
     let piece = Piece { event_type, state_key, content, sticky_ms };
     let event_id = membership::set_state(&app, &client.caller, &request.room_id, piece).await?;

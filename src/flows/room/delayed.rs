@@ -203,12 +203,12 @@ async fn send_now(app: &App, caller: &Caller, id: &str) -> Result<()> {
 async fn send_one(app: &App, user: UserNum, id: &str, only_due: bool) -> Result<bool> {
     let (room_id, author) = {
         let view = app.store.view();
-        let Some(row) = delayed::find(&view, user, id, app.env.now_ms())? else { return Ok(false) };
-        if row.end.is_some() {
-            return Ok(false);
-        }
+        let now_ms = app.env.now_ms();
+        let row = delayed::find(&view, user, id, now_ms)?.filter(|row| row.end.is_none());
+        let Some(row) = row.filter(|row| !only_due || row.due_ms() <= now_ms) else { return Ok(false) };
         // An event that was scheduled before its user was locked or suspended comes to nothing, too.
         users::require_active(&view, user)?;
+        count(app, user, &row, only_due)?;
         (row.room_id, Author::of(&view, user)?)
     };
     let room = commit::require_num(app, &room_id)?;
@@ -229,6 +229,23 @@ async fn send_one(app: &App, user: UserNum, id: &str, only_due: bool) -> Result<
     let Some(promised) = sent else { return Ok(false) };
     jobs::begin(app, promised);
     Ok(true)
+}
+
+/// Counts a delayed event like one that its user sends now. Where it is due, nobody is there to try it again, so that it may put the user
+/// into debt, which what they send next has to wait for.
+fn count(app: &App, user: UserNum, row: &DelayedRow, is_due: bool) -> Result<()> {
+    let source = Source::User(user);
+    let is_membership = row.event_type == MEMBER && row.state_key.is_some();
+    if !is_due {
+        // The request for it was counted as one that sends an event, and is tried again by its client.
+        return if is_membership { app.limits.take(Limit::Membership, source) } else { Ok(()) };
+    }
+    app.limits.take_more(Limit::Send, source, 1)?;
+    if is_membership && let Err(why) = app.limits.take_more(Limit::Membership, source, 1) {
+        app.limits.give_back(Limit::Send, source);
+        return Err(why);
+    }
+    Ok(())
 }
 
 /// Adds the event of a delayed one to its room, with what follows from it.
@@ -299,7 +316,7 @@ pub(crate) async fn attend(app: &App, user: UserNum, fired: Timer) -> Result<()>
 /// Sends an event that is due, or ends it where it is refused. Where the fault is not its user's, or they have done too much just now, it is
 /// put off, until the time that is answered.
 async fn send_due(app: &App, user: UserNum, id: String, row: &DelayedRow) -> Result<Option<u64>> {
-    let why = match send_counted(app, user, &id, row).await {
+    let why = match send_one(app, user, &id, true).await {
         Ok(_) => return Ok(None),
         Err(Error::Refused(why)) if !matches!(why.kind, ErrorKind::LimitExceeded(_)) => {
             tracing::debug!(%user, room = %row.room_id, reason = why.message, "a delayed event is refused");
@@ -346,16 +363,6 @@ async fn for_waiting(
         Ok(())
     })
     .await
-}
-
-/// Sends an event that is due. It counts like one that its user sends now; as nobody is there to try it again, it may put the user into
-/// debt, which what they send next has to wait for.
-async fn send_counted(app: &App, user: UserNum, id: &str, row: &DelayedRow) -> Result<bool> {
-    app.limits.take_more(Limit::Send, Source::User(user), 1)?;
-    if row.event_type == MEMBER && row.state_key.is_some() {
-        app.limits.take_more(Limit::Membership, Source::User(user), 1)?;
-    }
-    send_one(app, user, id, true).await
 }
 
 #[cfg(test)]
