@@ -60,6 +60,7 @@ mod threads;
 mod to_device;
 mod typing;
 mod user_directory;
+mod wordless;
 
 use crate::api::Routes;
 

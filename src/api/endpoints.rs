@@ -187,8 +187,10 @@ mod tests {
             "PUT /_matrix/client/v3/rooms/{}/state/{}/{}",
             "PUT /_matrix/client/v3/rooms/{}/typing/{}",
         ];
-        const LOOKED_AT: [&str; 4] = [
+        const LOOKED_AT: [&str; 6] = [
             "GET /_matrix/client/v3/admin/whois/{}",
+            "POST /_matrix/client/v3/keys/device_signing/upload",
+            "POST /_matrix/client/v3/keys/upload",
             "POST /_matrix/client/v3/rooms/{}/read_markers",
             "POST /_matrix/client/v3/rooms/{}/receipt/{}/{}",
             "PUT /_matrix/client/v3/sendToDevice/{}/{}",

@@ -160,6 +160,8 @@ pub(crate) async fn set_state(
 /// Leaves a room, or refuses an invitation to it. Nothing happens if the caller has left already, and whatever of the caller is
 /// still on its way into the room ends.
 pub(crate) async fn leave(app: &App, caller: &Caller, room: &RoomId, reason: Option<String>) -> Result<()> {
+    // What a suspended user says with it, others would read, also where another server takes part in it.
+    let reason = reason.filter(|_| !caller.is_suspended);
     let was_coming = app.remote.attempts.end(app, room, caller.user).await;
     match leave_now(app, caller, room, reason).await {
         Err(Error::Refused(_)) if was_coming && !is_in(app, caller, room)? => Ok(()),

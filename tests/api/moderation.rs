@@ -11,7 +11,10 @@ use serde_json::{Value, json};
 
 use crate::{
     sliding_sync::Slide,
-    support::{NOWHERE, TestClient, TestServer, encoded},
+    support::{
+        NOWHERE, TestClient, TestServer, encoded,
+        olm::{Identity, Pair},
+    },
     sync::{Chain, create_room, must, room_of_two, say},
 };
 
@@ -199,6 +202,120 @@ async fn a_suspended_user_reads_and_leaves_and_does_nothing_that_others_see() {
     set(&admin, "suspend", &bob.user_id, false).await;
     must(&bob, &open, "join", json!({})).await;
     bob.ok_post(&format!("{V3}/logout"), json!({})).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_suspended_user_takes_back_each_word_once_and_leaves_in_silence() {
+    let server = TestServer::new();
+    let admin = admin(&server).await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let reason = || json!({ "reason": "BUY PILLS" });
+    for (version, takes_back) in [("10", false), ("12", true)] {
+        let options = json!({ "preset": "public_chat", "room_version": version });
+        let room = create_room(&alice, options).await;
+        must(&bob, &room, "join", json!({})).await;
+        let (own, kept) = (say(&bob, &room, "mine").await, say(&bob, &room, "mine, too").await);
+        let (other, member) = (say(&alice, &room, "hers").await, encoded(&bob.user_id));
+        let invited = create_room(&alice, json!({ "room_version": version, "invite": [bob.user_id] })).await;
+        set(&admin, "suspend", &bob.user_id, true).await;
+        let redact = async |event: &str, txn: &str| {
+            let path = format!("{V3}/rooms/{}/redact/{}/{txn}", encoded(&room), encoded(event));
+            bob.put(&path, reason()).await
+        };
+        let (status, sent) = redact(&own, "1").await;
+        assert_eq!(status, StatusCode::OK, "{sent}");
+        assert_eq!(redact(&own, "1").await, (StatusCode::OK, sent.clone()), "the same request again");
+        let redaction = sent["event_id"].as_str().unwrap();
+        for event in [&own, redaction, &other] {
+            let answer = redact(event, "2").await;
+            assert_eq!(code(&answer), (403, "M_USER_SUSPENDED"), "{event}: {answer:?}");
+        }
+        assert_eq!(code(&redact("$nothing", "3").await), (404, "M_NOT_FOUND"));
+        let event = async |id: &str| {
+            alice.ok_get(&format!("{V3}/rooms/{}/event/{}", encoded(&room), encoded(id))).await
+        };
+        assert_eq!(event(&own).await["content"], json!({}));
+        let content = if takes_back { json!({ "redacts": own }) } else { json!({}) };
+        assert_eq!(event(redaction).await["content"], content);
+        for left in [&room, &invited] {
+            must(&bob, left, "leave", reason()).await;
+            let path = format!("{V3}/rooms/{}/state/m.room.member/{member}", encoded(left));
+            assert_eq!(alice.ok_get(&path).await, json!({ "membership": "leave" }), "{left}");
+        }
+        set(&admin, "suspend", &bob.user_id, false).await;
+        must(&bob, &room, "join", json!({})).await;
+        let (status, sent) = redact(&kept, "4").await;
+        assert_eq!(status, StatusCode::OK, "{sent}");
+        assert_eq!(event(sent["event_id"].as_str().unwrap()).await["content"]["reason"], "BUY PILLS");
+        let (status, sent) = redact(redaction, "5").await;
+        assert_eq!(status, StatusCode::OK, "{sent}");
+    }
+    server.assert_whole();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_suspended_user_uploads_keys_and_no_words_with_them() {
+    const TEXT: &str = "BUY PILLS";
+    let server = TestServer::new();
+    let admin = admin(&server).await;
+    let (alice, bob, _) = room_of_two(&server).await;
+    let (device, identity) = (Pair::new("bob's phone"), Identity::new(&bob, "bob"));
+    let upload = format!("{V3}/keys/upload");
+    let identities = format!("{V3}/keys/device_signing/upload");
+    let names = ["AAAAHg", "AAAAHQ"];
+    let keys = json!({
+        "device_keys": device.device_keys(&bob), "one_time_keys": device.one_time(&bob, names),
+        "fallback_keys": { "signed_curve25519:AAAAGj": device.signed(
+            &bob.user_id, &bob.device_id, json!({ "key": "zKbLg+NrIjpnagy+pIY6uPL4ZwEG2v+8F9lmgsnlZzs", "fallback": true }),
+        ) },
+    });
+    set(&admin, "suspend", &bob.user_id, true).await;
+    let refused = async |path: &str, body: &Value, place: &str, name: Option<&str>| {
+        let mut body = body.clone();
+        let field = body.pointer_mut(place).unwrap();
+        match name {
+            Some(name) => field[name] = TEXT.into(),
+            None => *field = TEXT.into(),
+        }
+        let answer = bob.post(path, body).await;
+        assert_eq!(code(&answer), (403, "M_USER_SUSPENDED"), "{place} {name:?}: {answer:?}");
+    };
+    for (place, name) in [
+        ("/device_keys", Some("org.example")),
+        ("/device_keys/device_id", None),
+        ("/device_keys/algorithms/0", None),
+        ("/device_keys/keys", Some("ed25519:OTHER")),
+        ("/device_keys/keys", Some(TEXT)),
+        ("/device_keys/signatures/@bob:test.example", Some("ed25519:OTHER")),
+        ("/one_time_keys/signed_curve25519:AAAAHg", Some("org.example")),
+        ("/one_time_keys/signed_curve25519:AAAAHg/key", None),
+        ("/one_time_keys", Some("curve25519:AAAAHg")),
+        ("/fallback_keys/signed_curve25519:AAAAGj", Some("org.example")),
+        ("/fallback_keys/signed_curve25519:AAAAGj/fallback", None),
+    ] {
+        refused(&upload, &keys, place, name).await;
+    }
+    for (place, name) in [
+        ("/master_key", Some("org.example")),
+        ("/master_key/usage/0", None),
+        ("/self_signing_key", Some("org.example")),
+        ("/user_signing_key", Some(TEXT)),
+    ] {
+        refused(&identities, &identity.all(), place, name).await;
+    }
+    let mut dehydrated = keys.clone();
+    dehydrated["device_id"] = "DRY".into();
+    dehydrated["device_data"] = json!({ "algorithm": "m.dehydration.v2" });
+    dehydrated["device_keys"]["org.example"] = TEXT.into();
+    let path = "/_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device";
+    assert_eq!(code(&bob.put(path, dehydrated).await), (403, "M_USER_SUSPENDED"));
+    // The keys themselves are what a new session needs.
+    bob.ok_post(&upload, keys.clone()).await;
+    bob.ok_post(&identities, identity.all()).await;
+    let query = json!({ "device_keys": { &bob.user_id: [] } });
+    let shown = alice.ok_post(&format!("{V3}/keys/query"), query).await;
+    assert!(shown["device_keys"][&bob.user_id][&bob.device_id]["keys"].is_object(), "{shown}");
+    assert!(shown["master_keys"][&bob.user_id].is_object(), "{shown}");
 }
 
 #[tokio::test(start_paused = true)]

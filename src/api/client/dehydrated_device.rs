@@ -8,6 +8,7 @@ use crate::{
     accounts::dehydrated,
     api::{
         Routes,
+        client::wordless,
         extract::Client,
         policy::{Body, KIB},
         raw::Raw,
@@ -25,7 +26,8 @@ use crate::{
 
 pub(crate) fn routes(r: &mut Routes) {
     // The body has room for the keys that an upload of keys may have, and for the data of the device.
-    r.client(put).limit(Limit::Other).body(Body::Json(320 * KIB));
+    let route = r.client(put).limit(Limit::Other).body(Body::Json(320 * KIB));
+    route.suspended_if(wordless::are_keys_of_device);
     r.client(get).limit(Limit::Read);
     r.client(delete).limit(Limit::Other);
     r.client(read).limit(Limit::Read);

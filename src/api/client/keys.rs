@@ -9,6 +9,7 @@ use serde_json::{json, value::RawValue};
 use crate::{
     api::{
         Routes,
+        client::wordless,
         extract::Client,
         policy::{self, Guests, KIB, MIB},
         raw::Raw,
@@ -30,13 +31,14 @@ use crate::{
 };
 
 pub(crate) fn routes(r: &mut Routes) {
-    r.client(upload_keys).limit(Limit::Other).guests(Guests::Yes).body(policy::Body::Json(256 * KIB));
+    let route = r.client(upload_keys).limit(Limit::Other).guests(Guests::Yes);
+    route.body(policy::Body::Json(256 * KIB)).suspended_if(wordless::are_keys_of_device);
     // A client asks for the keys of everybody in a large room at once.
     r.client(get_keys).limit(Limit::Read).guests(Guests::Yes).body(policy::Body::Json(MIB));
     r.client(claim_keys).limit(Limit::Other).guests(Guests::Yes).body(policy::Body::Json(MIB));
     r.client(get_key_changes).limit(Limit::Read);
     // A wrong password is counted besides, where it is checked.
-    r.client(upload_signing_keys).limit(Limit::Other);
+    r.client(upload_signing_keys).limit(Limit::Other).suspended_if(wordless::are_signing_keys);
     r.client(upload_signatures).limit(Limit::Other).body(policy::Body::Json(MIB));
 }
 

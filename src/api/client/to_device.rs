@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 use crate::{
     api::{
         Routes,
+        client::wordless::{is_base64, is_id},
         extract::Client,
         policy::{Body, Guests, MIB, Wish},
     },
@@ -22,9 +23,6 @@ pub(crate) fn routes(r: &mut Routes) {
     let route = r.client(send_event_to_device).limit(Limit::ToDevice).guests(Guests::Yes);
     route.body(Body::Json(2 * MIB)).suspended_if(keeps_to_itself);
 }
-
-/// An identifier in a message has at most this many bytes, as ids of Matrix have.
-const ID_BYTES_MAX: usize = 255;
 
 /// An encrypted message to a device (client-server API, `m.olm.v1.curve25519-aes-sha2`), with the id that clients give it for their logs.
 #[derive(Deserialize)]
@@ -91,16 +89,6 @@ impl KeyRequest {
             && names.all(|name| is_id(name))
             && self.body.as_ref().is_none_or(is_wanted)
     }
-}
-
-/// Whether a text is one that people do not write: base64, with or without padding.
-fn is_base64(text: &str) -> bool {
-    text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+/=-_".contains(&byte))
-}
-
-/// Whether a text may be an identifier: short, and without the spaces that stand between words.
-fn is_id(text: &str) -> bool {
-    text.len() <= ID_BYTES_MAX && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 /// Whether a suspended user may send a message to devices of others. Without these the user could not decrypt what others say: a session

@@ -20,7 +20,7 @@ pub(crate) use time::{event_at_time, nearest, nothing_near};
 pub(crate) use whole::{Whole, joined_members, members, state};
 
 use crate::{
-    accounts::{Caller, ignored::Ignored, users},
+    accounts::{Caller, ignored::Ignored},
     error::{Error, Refusal, Result},
     flows::{App, commit, room::completing},
     ids::{DeviceNum, EventNum, Order, RoomNum},
@@ -348,17 +348,6 @@ pub(crate) async fn sees_inside(app: &App, caller: &Caller, room: &RoomId, id: &
     looking(app, caller, room, move |look, _| {
         require_visible(&look, &id)?;
         Ok(look.reader.is_joined())
-    })
-    .await
-}
-
-/// Refuses a suspended user an event that they have not sent: 403 `M_USER_SUSPENDED`. Errors: 404 `M_NOT_FOUND`, too.
-pub(crate) async fn require_own(app: &App, caller: &Caller, room: &RoomId, id: &EventId) -> Result<()> {
-    let id = id.to_owned();
-    looking(app, caller, room, move |look, caller| {
-        let (stored, _) = require_visible(&look, &id)?;
-        let is_own = stored.row.sender() == caller.user_id.as_str();
-        if is_own { Ok(()) } else { Err(users::suspended().into()) }
     })
     .await
 }
