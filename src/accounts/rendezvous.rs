@@ -4,7 +4,7 @@
 //! Sessions live in memory, for minutes, and are bounded in number: over all, and for each user or address that begins them. When as many
 //! are open as may be, whoever holds most gives way, so that nobody keeps others from logging in.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{cmp::Reverse, collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -84,20 +84,31 @@ fn check_payload(payload: &Bytes) -> Result<()> {
     Ok(())
 }
 
-/// The oldest session of those who hold most.
-fn find_to_give_way(sessions: &BTreeMap<String, Session>) -> Option<String> {
-    let mut counts: BTreeMap<Payer, usize> = BTreeMap::new();
-    for session in sessions.values() {
-        *counts.entry(session.payers.narrowest()).or_default() += 1;
+/// The sessions of those who hold most; among equals of those whose oldest session is the oldest.
+fn of_most<'s>(
+    sessions: Vec<(&'s String, &'s Session)>,
+    holder: fn(&Session) -> Payer,
+) -> Vec<(&'s String, &'s Session)> {
+    let mut held: BTreeMap<Payer, (usize, Reverse<u64>)> = BTreeMap::new();
+    for (_, session) in &sessions {
+        let (count, oldest) = held.entry(holder(session)).or_insert((0, Reverse(u64::MAX)));
+        *count += 1;
+        oldest.0 = oldest.0.min(session.seen.ends_ms);
     }
-    let (most, _) = counts.into_iter().max_by_key(|(_, count)| *count)?;
-    let of_most = sessions.iter().filter(|(_, session)| session.payers.narrowest() == most);
-    of_most.min_by_key(|(_, session)| session.seen.ends_ms).map(|(id, _)| id.clone())
+    let most = held.into_iter().max_by_key(|(_, held)| *held).map(|(most, _)| most);
+    sessions.into_iter().filter(|(_, session)| Some(holder(session)) == most).collect()
+}
+
+/// The oldest session of those who hold most. A site of IPv6 has many networks, so that it counts as a whole first.
+fn find_to_give_way(sessions: &BTreeMap<String, Session>) -> Option<String> {
+    let of_site = of_most(sessions.iter().collect(), |session| session.payers.narrowest().site());
+    let of_one = of_most(of_site, |session| session.payers.narrowest());
+    of_one.into_iter().min_by_key(|(_, session)| session.seen.ends_ms).map(|(id, _)| id.clone())
 }
 
 impl Board {
-    /// Opens a session, and answers its id. While as many are open as may be, the oldest of the address that holds most gives way, or of the
-    /// user where many share the address. Errors: 413 for a payload that is too large, 429 while this payer has as many as one may have.
+    /// Opens a session, and answers its id. While as many are open as may be, the oldest of the site that holds most gives way, there of the
+    /// address that does, or of the user where many share the address. Errors: 413 for a payload that is too large, 429 while this payer has as many as one may have.
     pub fn open(&self, env: &Env, kind: Kind, payers: Payers, payload: Bytes) -> Result<(String, Seen)> {
         check_payload(&payload)?;
         let now_ms = env.now_ms();
@@ -258,6 +269,36 @@ mod tests {
         overrun(&Board::default(), &env(), carol, |number| {
             Payers::of_request(user(number), [127, 0, 0, 1].into())
         });
+    }
+
+    fn at(address: &str) -> Payers {
+        Payers::of_request(None, address.parse().unwrap())
+    }
+
+    #[test]
+    fn a_site_of_many_networks_gives_way_before_others() {
+        for carol in ["2001:db8:0:1::1", "2001:db8:ffff:1::1", "192.0.2.7"] {
+            overrun(&Board::default(), &env(), at(carol), |number| at(&format!("2001:db8:7:{number:x}::1")));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_oldest_session_gives_way_where_all_hold_the_same() {
+        let (board, env) = (Board::default(), env());
+        let open = |number: u32| {
+            let address = std::net::Ipv4Addr::from(0x0a00_0000 | (number * 7919) % 65_536);
+            board.open(&env, KIND, Payers::of_request(None, address.into()), Bytes::new()).unwrap().0
+        };
+        let mut ids = std::collections::VecDeque::new();
+        for number in 0..SESSIONS_MAX as u32 + 50 {
+            env.sleep(Duration::from_millis(1)).await;
+            ids.push_back(open(number));
+            if ids.len() > SESSIONS_MAX {
+                let oldest = ids.pop_front().unwrap();
+                assert!(board.look(&env, KIND, &oldest).is_err(), "{number}");
+            }
+        }
+        assert!(ids.iter().all(|id| board.look(&env, KIND, id).is_ok()));
     }
 
     #[tokio::test(start_paused = true)]

@@ -7,7 +7,7 @@ use std::{
     collections::BTreeMap,
     future::Future,
     hash::{DefaultHasher, Hash, Hasher},
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
     sync::Arc,
 };
 
@@ -60,6 +60,18 @@ impl Payer {
             return Self::Anybody;
         }
         Self::Address(network(address))
+    }
+
+    /// The payer, or the network of 48 bits that an address of IPv6 lies in: one site may have that to itself, and with it 65,536 of the
+    /// networks that count as one address each.
+    #[must_use]
+    pub fn site(self) -> Self {
+        match self {
+            Self::Address(bits) if Ipv6Addr::from_bits(bits).to_ipv4_mapped().is_none() => {
+                Self::Address(bits >> 80 << 80)
+            }
+            _ => self,
+        }
     }
 
     /// The payer for what another server is asked.
@@ -331,5 +343,14 @@ mod tests {
         assert_ne!(payer("2001:db8:1:2::1"), payer("2001:db8:1:3::1"));
         assert_eq!(payer("192.0.2.1"), payer("::ffff:192.0.2.1"));
         assert_eq!(payer("127.0.0.1"), Payer::Anybody);
+    }
+
+    #[test]
+    fn a_site_has_many_networks_of_ipv6_and_one_address_of_ipv4() {
+        let site = |text: &str| Payer::address(text.parse().unwrap()).site();
+        assert_eq!(site("2001:db8:1:2::1"), site("2001:db8:1:3::9"));
+        assert_ne!(site("2001:db8:1:2::1"), site("2001:db8:2:2::1"));
+        assert_ne!(site("192.0.2.1"), site("192.0.2.2"));
+        assert_eq!(Payer::User(UserNum(1)).site(), Payer::User(UserNum(1)));
     }
 }
