@@ -181,7 +181,7 @@ pub struct Scope {
     pub room: RoomNum,
     /// Only events whose anchors are in one of these ranges are found: the first and the last of each, rising.
     pub seen: Vec<(Position, Position)>,
-    /// Texts of edits above this number are not found, where there is such a bound.
+    /// Texts of edits above this number are not found, where there is such a bound, but those whose place they took.
     pub edits_upto: Option<EventNum>,
 }
 
@@ -364,6 +364,7 @@ struct Columns {
     room: Arc<dyn ColumnValues<u64>>,
     event: Arc<dyn ColumnValues<u64>>,
     edit: Arc<dyn ColumnValues<u64>>,
+    until: Arc<dyn ColumnValues<u64>>,
     anchor: Arc<dyn ColumnValues<u64>>,
     sent: Arc<dyn ColumnValues<u64>>,
     flags: Arc<dyn ColumnValues<u64>>,
@@ -404,6 +405,7 @@ impl Collector for Best {
             room: column(column::ROOM)?,
             event: column(column::EVENT)?,
             edit: column(column::EDIT)?,
+            until: column(column::UNTIL)?,
             anchor: column(column::ANCHOR)?,
             sent: column(column::SENT)?,
             flags: column(column::FLAGS)?,
@@ -454,8 +456,13 @@ impl BestOfSegment {
         let anchor = self.columns.anchor.get_val(doc);
         let at = scope.seen.partition_point(|(_, last)| last.number() < anchor);
         let is_seen = scope.seen.get(at).is_some_and(|(first, _)| first.number() <= anchor);
-        let edit = self.columns.edit.get_val(doc);
-        (is_seen && scope.edits_upto.is_none_or(|upto| edit <= upto.0)).then_some(self.last)
+        let (edit, until) = (self.columns.edit.get_val(doc), self.columns.until.get_val(doc));
+        // Each searcher finds one text of an event: the newest of those that they see.
+        let is_theirs = match scope.edits_upto {
+            Some(upto) => edit <= upto.0 && (until == 0 || until > upto.0),
+            None => until == 0,
+        };
+        (is_seen && is_theirs).then_some(self.last)
     }
 }
 

@@ -192,10 +192,8 @@ impl<R: Read + ?Sized> Page<'_, '_, R> {
             return Ok(());
         }
         self.change.delete_event(room, event)?;
-        if let Some(stored) = stored
-            && let Some(document) = self.document(room, &stored)?
-        {
-            self.change.add(&document)?;
+        if let Some(stored) = stored {
+            self.add(room, &stored)?;
         }
         Ok(())
     }
@@ -218,9 +216,7 @@ impl<R: Read + ?Sized> Page<'_, '_, R> {
                 left -= rows.len();
                 for ((_, order), row) in rows {
                     at = walk.at(room, order);
-                    if let Some(document) = self.document(room, &StoredEvent { order, row })? {
-                        self.change.add(&document)?;
-                    }
+                    self.add(room, &StoredEvent { order, row })?;
                 }
             }
             if left == 0 {
@@ -241,9 +237,29 @@ impl<R: Read + ?Sized> Page<'_, '_, R> {
         Ok(is_encrypted)
     }
 
-    /// The document of an event as it is now; `None` for one that no search finds.
-    fn document(&mut self, room: RoomNum, stored: &StoredEvent) -> Result<Option<Document>> {
-        let Some((kind, text, edit)) = text_of(self.read, room, stored)? else { return Ok(None) };
+    /// Adds the documents of an event as it is now: none for one that no search finds, and two for one that was edited, because who left
+    /// before the edit finds it by its own text.
+    fn add(&mut self, room: RoomNum, stored: &StoredEvent) -> Result<()> {
+        let newest = find_edit(self.read, room, stored)?;
+        if let Some(edit) = &newest
+            && let Some(document) = self.document(room, stored, Some(edit))?
+        {
+            self.change.add(&document)?;
+        }
+        if let Some(own) = self.document(room, stored, None)? {
+            self.change.add(&Document { until: newest.as_ref().map(StoredEvent::event), ..own })?;
+        }
+        Ok(())
+    }
+
+    /// The document of an event with its own text, or with that of this edit; `None` where no search finds it by that.
+    fn document(
+        &mut self,
+        room: RoomNum,
+        stored: &StoredEvent,
+        edit: Option<&StoredEvent>,
+    ) -> Result<Option<Document>> {
+        let Some((kind, text)) = text_of(stored, edit) else { return Ok(None) };
         let sender = stored.row.sender().into_owned();
         // The name and the topic of a room are the room's, whoever set them.
         let is_erased = kind == TextKind::Body && users::is_erased(self.read, &sender)?;
@@ -253,7 +269,8 @@ impl<R: Read + ?Sized> Page<'_, '_, R> {
         Ok(Some(Document {
             room,
             event: stored.event(),
-            edit,
+            edit: edit.map(StoredEvent::event),
+            until: None,
             order: stored.order,
             sent_ms: stored.row.header.sent_ms.min(self.now_ms),
             kind,
@@ -277,38 +294,44 @@ fn target_of(
     }
 }
 
-/// Gives the text by which an event is found now, and the edit that it comes from. `None` for an event that has none: that is
-/// redacted, unseen, an edit itself, or of another type.
-pub fn text_of(
+/// Gives the edit whose text is that of a message now, if it was edited.
+pub fn find_edit(
     read: &(impl Read + ?Sized),
     room: RoomNum,
     stored: &StoredEvent,
-) -> Result<Option<(TextKind, String, Option<EventNum>)>, Fault> {
-    if stored.row.header.unseen || stored.row.is_redacted() {
+) -> Result<Option<StoredEvent>, Fault> {
+    if stored.row.event_type() != MESSAGE || stored.row.header.state_key.is_some() {
         return Ok(None);
     }
-    let event_type = stored.row.event_type();
+    let edit = schema::RELATED.get(read, (room, stored.event()))?.and_then(|related| related.edit);
+    let edit = edit.map(|edit| event::find(read, room, edit)).transpose()?.flatten();
+    Ok(edit.filter(|edit| !edit.row.is_redacted()))
+}
+
+/// Gives the text by which an event is found: its own, or that of this edit. `None` for an event that has none: that is redacted, unseen,
+/// an edit itself, or of another type.
+pub fn text_of(stored: &StoredEvent, edit: Option<&StoredEvent>) -> Option<(TextKind, String)> {
+    if stored.row.header.unseen || stored.row.is_redacted() {
+        return None;
+    }
+    let content = stored.row.content();
     let state_key = stored.row.state_key();
-    match (&*event_type, state_key.as_deref()) {
+    match (&*stored.row.event_type(), state_key.as_deref()) {
         (MESSAGE, None) => {
-            let content = stored.row.content();
             if relations::relates_to(content).is_some_and(|relation| relation.rel_type == REPLACE) {
-                return Ok(None);
+                return None;
             }
-            let edit = schema::RELATED.get(read, (room, stored.event()))?.and_then(|related| related.edit);
-            let edit = edit.map(|edit| event::find(read, room, edit)).transpose()?.flatten();
-            if let Some(edit) = edit.filter(|edit| !edit.row.is_redacted()) {
-                let text =
-                    field(edit.row.content(), "m.new_content").and_then(|new| text_field(new.get(), "body"));
-                return Ok(text.map(|text| (TextKind::Body, text, Some(edit.event()))));
-            }
-            Ok(text_field(content, "body").map(|text| (TextKind::Body, text, None)))
+            let text = match edit {
+                Some(edit) => {
+                    field(edit.row.content(), "m.new_content").and_then(|new| text_field(new.get(), "body"))
+                }
+                None => text_field(content, "body"),
+            };
+            text.map(|text| (TextKind::Body, text))
         }
-        (NAME, Some("")) => {
-            Ok(text_field(stored.row.content(), "name").map(|text| (TextKind::Name, text, None)))
-        }
-        (TOPIC, Some("")) => Ok(topic(stored.row.content()).map(|text| (TextKind::Topic, text, None))),
-        _ => Ok(None),
+        (NAME, Some("")) => text_field(content, "name").map(|text| (TextKind::Name, text)),
+        (TOPIC, Some("")) => topic(content).map(|text| (TextKind::Topic, text)),
+        _ => None,
     }
 }
 

@@ -35,7 +35,7 @@ use crate::{
 };
 
 /// The number of what is kept of a message, and of how its words are made. An index of another number is made anew.
-const LAYOUT: u32 = 2;
+const LAYOUT: u32 = 3;
 /// The directory of the index in the server's data directory.
 const DIRECTORY: &str = "search";
 /// Segments of which more than this part was deleted are written anew when others are merged.
@@ -78,6 +78,8 @@ pub struct Document {
     pub event: EventNum,
     /// The edit of which this is the text; none for the text of the event itself.
     pub edit: Option<EventNum>,
+    /// The edit whose text took the place of this one: only who does not see that edit finds this text. None for the newest text.
+    pub until: Option<EventNum>,
     /// The place of the event in its room.
     pub order: Place,
     /// When the event was sent, in milliseconds since the epoch, and never later than it was indexed.
@@ -180,11 +182,12 @@ pub(super) struct Fields {
     pub(super) beginnings: Field,
     /// The room and the event.
     key: Field,
-    /// The room and the edit whose text this is.
+    /// The room and the edit whose text this is, or whose text took the place of this one.
     edit_key: Field,
     pub(super) room: Field,
     event: Field,
     edit: Field,
+    until: Field,
     anchor: Field,
     sent: Field,
     flags: Field,
@@ -196,6 +199,7 @@ pub(super) mod column {
     pub(in crate::search) const ROOM: &str = "room";
     pub(in crate::search) const EVENT: &str = "event";
     pub(in crate::search) const EDIT: &str = "edit";
+    pub(in crate::search) const UNTIL: &str = "until";
     pub(in crate::search) const ANCHOR: &str = "anchor";
     pub(in crate::search) const SENT: &str = "sent";
     pub(in crate::search) const FLAGS: &str = "flags";
@@ -214,6 +218,7 @@ fn schema() -> (Schema, Fields) {
         room: schema.add_u64_field(column::ROOM, INDEXED | FAST),
         event: schema.add_u64_field(column::EVENT, FAST),
         edit: schema.add_u64_field(column::EDIT, FAST),
+        until: schema.add_u64_field(column::UNTIL, FAST),
         anchor: schema.add_u64_field(column::ANCHOR, FAST),
         sent: schema.add_u64_field(column::SENT, FAST),
         flags: schema.add_u64_field(column::FLAGS, FAST),
@@ -451,9 +456,9 @@ impl Change<'_> {
         Ok(())
     }
 
-    /// Adds a document, which must not be in the index.
+    /// Adds a document, which must not be in the index. An event has one for its newest text, and one for its own where that is older.
     pub fn add(&mut self, document: &Document) -> Result<()> {
-        let Document { room, event, edit, order, sent_ms, kind, has_url, sender, text } = document;
+        let Document { room, event, edit, until, order, sent_ms, kind, has_url, sender, text } = document;
         let words = words::list(text);
         if words.is_empty() {
             return Ok(());
@@ -468,13 +473,14 @@ impl Change<'_> {
         let tokens = beginnings;
         made.add_pre_tokenized_text(fields.beginnings, PreTokenizedString { text: String::new(), tokens });
         made.add_bytes(fields.key, &key_of(*room, *event));
-        if let Some(edit) = edit {
-            made.add_bytes(fields.edit_key, &key_of(*room, *edit));
-            self.writing.edits.insert((*room, *edit), *event);
+        if let Some(edit) = edit.or(*until) {
+            made.add_bytes(fields.edit_key, &key_of(*room, edit));
+            self.writing.edits.insert((*room, edit), *event);
         }
         made.add_u64(fields.room, room.0);
         made.add_u64(fields.event, event.0);
         made.add_u64(fields.edit, edit.map_or(0, |edit| edit.0));
+        made.add_u64(fields.until, until.map_or(0, |until| until.0));
         made.add_u64(fields.anchor, order.anchor.number());
         made.add_u64(fields.sent, *sent_ms);
         made.add_u64(fields.flags, kind.bit() | if *has_url { HAS_URL } else { 0 });
@@ -484,12 +490,12 @@ impl Change<'_> {
         Ok(())
     }
 
-    /// Deletes the document of an event, if there is one.
+    /// Deletes the documents of an event, if there are some.
     pub fn delete_event(&mut self, room: RoomNum, event: EventNum) -> Result<()> {
         self.delete(Term::from_field_bytes(self.fields().key, &key_of(room, event)))
     }
 
-    /// Deletes the document whose text is that of this edit, and answers the events that it edited.
+    /// Deletes the documents whose text is that of this edit or was replaced by it, and answers the events that it edited.
     pub fn delete_edit(&mut self, room: RoomNum, edit: EventNum) -> Result<Vec<EventNum>> {
         let mut edited: Vec<EventNum> = self.writing.edits.get(&(room, edit)).copied().into_iter().collect();
         let (searcher, fields) = self.index.searcher();

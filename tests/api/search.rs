@@ -426,8 +426,31 @@ async fn redacted_text_is_not_found_and_an_edited_message_is_found_by_its_newest
     let bundled = &edited["results"][0]["result"]["unsigned"]["m.relations"]["m.replace"];
     assert_eq!(bundled["content"]["m.new_content"]["body"], "second words", "{edited}");
     assert_eq!(edited["highlights"], json!(["second"]));
-    // Somebody who left before an edit does not find it by what it says, and neither what it took the place of.
+    // Somebody who left before an edit finds the message by its own text, and not by what the edit says.
+    let later = alice.say(&room, "l1", "third untouched").await;
+    let early = alice.say(&room, "l2", "early draft").await;
     leave(&bob, &room).await;
+    edit(&alice, &room, "l3", &early, "late version").await;
+    assert_eq!(found(&alice, "draft").await, Vec::<String>::new());
+    assert_eq!(found(&alice, "version").await, std::slice::from_ref(&early));
+    let old = search(&bob, "draft", json!({})).await;
+    assert_eq!(
+        (&old["count"], &old["results"][0]["result"]["content"]["body"]),
+        (&json!(1), &json!("early draft"))
+    );
+    assert_eq!(old["results"][0]["result"]["unsigned"].get("m.relations"), None, "{old}");
+    assert_eq!(old["highlights"], json!(["draft"]));
+    assert_eq!(search(&bob, "version", json!({})).await["count"], 0);
+    redact(&alice, &room, &early, "l4").await;
+    assert_eq!(found(&bob, "draft").await, Vec::<String>::new());
+    assert_eq!(found(&bob, "untouched").await, std::slice::from_ref(&later));
+    redact(&alice, &room, &later, "l5").await;
+    // An edit that says no word that is searched for, and its redaction.
+    let wordless = alice.say(&room, "w1", "said in full").await;
+    let none = edit(&alice, &room, "w2", &wordless, "...").await;
+    assert_eq!(found(&alice, "full").await, Vec::<String>::new());
+    redact(&alice, &room, &none, "w3").await;
+    assert_eq!(found(&alice, "full").await, [wordless]);
     let two = edit(&alice, &room, "4", &message, "third words").await;
     assert_eq!(found(&alice, "third").await, std::slice::from_ref(&message));
     assert_eq!(found(&bob, "third").await, Vec::<String>::new());

@@ -25,6 +25,7 @@ fn index_of(texts: &[(u64, &str)]) -> Index {
             room: RoomNum(*room),
             event: EventNum(event),
             edit: None,
+            until: None,
             order: Order::live(at(event)),
             sent_ms: event,
             kind: TextKind::Body,

@@ -18,6 +18,7 @@ fn document(event: u64, edit: Option<u64>, text: &str) -> Document {
         room: ROOM,
         event: EventNum(event),
         edit: edit.map(EventNum),
+        until: None,
         order: Place::live(at(event)),
         sent_ms: event,
         kind: TextKind::Body,
@@ -106,7 +107,7 @@ fn an_index_of_another_store_layout_or_of_garbage_is_begun_anew() {
     }
     let ram = filled();
     let text = String::from_utf8(ram.atomic_read(meta).unwrap()).unwrap();
-    let other = text.replace("\\\"layout\\\":2", "\\\"layout\\\":1");
+    let other = text.replace("\\\"layout\\\":3", "\\\"layout\\\":2");
     assert_ne!(text, other);
     ram.atomic_write(meta, other.as_bytes()).unwrap();
     assert_eq!(begun(&ram, 0, 10), (0, 10, true), "another layout");
@@ -124,6 +125,7 @@ fn documents_go_by_event_edit_room_and_sender() {
         change.add(&document(event, None, "needle")).unwrap();
     }
     change.add(&document(5, Some(9), "needle")).unwrap();
+    change.add(&Document { until: Some(EventNum(9)), ..document(5, None, "needle") }).unwrap();
     change.commit(&progress).unwrap();
     change.delete_event(ROOM, EventNum(1)).unwrap();
     change.add(&document(6, Some(10), "needle")).unwrap();

@@ -27,7 +27,7 @@ use crate::{
         rooms::{Membership, RoomRow},
         state::StateRef,
     },
-    search::follow::text_of,
+    search::follow::{find_edit, text_of},
     store::{Direction, Snapshot},
 };
 
@@ -93,22 +93,24 @@ impl Look {
     }
 
     /// Finds an event that the index gave for a search, with the edit whose text was found. `None` where it is not the caller's
-    /// to see, or the text is not: also an edit that came after the caller had left must not be found by its words.
+    /// to see, or the text is not the newest that they see: an edit that came after the caller had left must not be found by its words, and
+    /// the text before it is still theirs.
     pub(crate) fn find_text(&self, event: EventNum, edit: Option<EventNum>) -> Result<Option<FoundText>> {
         let read = &*self.snapshot;
         let Some(stored) = event::find(read, self.num, event)? else { return Ok(None) };
-        if let Some(edit) = edit {
-            let edit = event::find(read, self.num, edit)?.filter(|edit| !edit.row.is_redacted());
-            let Some(edit) = edit else { return Ok(None) };
-            if !self.reader.may_see(read, &edit)? {
-                return Ok(None);
-            }
-        }
-        let Some((_, text, newest)) = text_of(read, self.num, &stored)? else { return Ok(None) };
-        // The index has not read a newer edit yet, which may be none of the caller's.
-        if newest != edit {
+        let until = match self.standpoint()? {
+            Standpoint::Now => Order::MAX,
+            Standpoint::Left(order) => order,
+        };
+        let seen = match find_edit(read, self.num, &stored)? {
+            Some(newest) if newest.order <= until && self.reader.may_see(read, &newest)? => Some(newest),
+            Some(_) | None => None,
+        };
+        // The index may not have read yet that the text which it gives is another one now.
+        if seen.as_ref().map(StoredEvent::event) != edit {
             return Ok(None);
         }
+        let Some((_, text)) = text_of(&stored, seen.as_ref()) else { return Ok(None) };
         let (membership, sees) = self.reader.look(read, &stored)?;
         if !sees || self.viewer().hides(self.view(), &stored)? {
             return Ok(None);
