@@ -3,6 +3,7 @@
 //! A real server has [`Env::real`]. A simulated one has [`Env::simulated`]: the clock is tokio's (paused in tests),
 //! randomness comes from a seed, blocking work runs in place, so that a whole server is repeatable.
 
+pub(crate) mod hold;
 pub mod payer;
 pub(crate) mod pool;
 pub mod spent;

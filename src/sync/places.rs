@@ -7,9 +7,11 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
 
-use crate::ids::{DeviceNum, UserNum};
+use crate::{
+    env::hold::{Hold, Kept, hold},
+    ids::{DeviceNum, UserNum},
+};
 
 /// At most this many polls of one device wait at once. A client needs one, and a second while it gives up the first.
 const PLACES: usize = 4;
@@ -23,7 +25,7 @@ pub(super) struct Places(Arc<Mutex<Taken>>);
 #[derive(Debug, Default)]
 struct Taken {
     /// The polls of each device, the oldest first, each by its number.
-    polls: HashMap<Key, VecDeque<(u64, oneshot::Sender<()>)>>,
+    polls: HashMap<Key, VecDeque<(u64, Kept)>>,
     next_number: u64,
 }
 
@@ -33,34 +35,32 @@ pub(super) struct Place {
     places: Places,
     key: Key,
     number: u64,
-    taken_away: oneshot::Receiver<()>,
+    hold: Hold,
 }
 
 impl Places {
     /// Takes a place for a poll of this device. If the device has no free one, the oldest poll loses its own.
     pub(super) fn take(&self, user: UserNum, device: DeviceNum) -> Place {
         let key = (user, device);
-        let (lose, taken_away) = oneshot::channel();
+        let (kept, hold) = hold();
         let mut taken = self.0.lock();
         taken.next_number += 1;
         let number = taken.next_number;
         let polls = taken.polls.entry(key).or_default();
-        polls.push_back((number, lose));
+        polls.push_back((number, kept));
         if polls.len() > PLACES {
-            // The poll learns it, because its sender is dropped.
+            // The poll learns it, because the other half of its hold is dropped.
             polls.pop_front();
         }
         debug_assert!(polls.len() <= PLACES, "a device has few places");
-        Place { places: self.clone(), key, number, taken_away }
+        Place { places: self.clone(), key, number, hold }
     }
 }
 
 impl Place {
     /// Resolves when the place was given to a newer poll.
     pub(super) async fn lost(&mut self) {
-        if (&mut self.taken_away).await.is_ok() {
-            debug_assert!(false, "nothing is ever sent");
-        }
+        self.hold.lost().await;
     }
 }
 

@@ -10,12 +10,14 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
 
 use crate::{
     accounts::Caller,
     config::Limits,
-    env::payer::network,
+    env::{
+        hold::{Hold, Kept, hold},
+        payer::network,
+    },
     error::{Refusal, Result, limit_exceeded},
     flows::App,
     ids::{DeviceNum, UserNum},
@@ -54,14 +56,14 @@ struct Owner {
     user: UserNum,
     device: DeviceNum,
     /// Dropped when the socket must make room for a newer one.
-    _keep: oneshot::Sender<()>,
+    _kept: Kept,
 }
 
 /// The place of one socket, which is free again when this is dropped.
 pub(super) struct Place {
     sockets: Sockets,
     number: u64,
-    taken_away: oneshot::Receiver<()>,
+    hold: Hold,
 }
 
 /// Four fifths of the connections, so that other requests find a connection, too.
@@ -125,17 +127,17 @@ impl Sockets {
             open.remove(oldest);
             inner.metrics.sockets(-1);
         }
-        let (keep, taken_away) = oneshot::channel();
+        let (kept, hold) = hold();
         open.last += 1;
         let number = open.last;
-        open.sockets.insert(number, Owner { address, user, device, _keep: keep });
+        open.sockets.insert(number, Owner { address, user, device, _kept: kept });
         open.of_device.entry((user, device)).or_default().push(number);
         *open.of_user.entry(user).or_default() += 1;
         if let Some(address) = address {
             *open.of_address.entry(address).or_default() += 1;
         }
         inner.metrics.sockets(1);
-        Ok(Place { sockets: self.clone(), number, taken_away })
+        Ok(Place { sockets: self.clone(), number, hold })
     }
 }
 
@@ -178,9 +180,7 @@ fn give_back<K: Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K) {
 impl Place {
     /// Resolves when a newer socket of the device has taken the place.
     pub(super) async fn lost(&mut self) {
-        if (&mut self.taken_away).await.is_ok() {
-            debug_assert!(false, "nothing is ever sent");
-        }
+        self.hold.lost().await;
     }
 }
 
