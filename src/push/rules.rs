@@ -2,6 +2,8 @@
 //!
 //! Specification: client-server API, "Push Rules".
 
+use std::borrow::Cow;
+
 use ruma::{
     UserId,
     api::error::ErrorKind,
@@ -34,6 +36,29 @@ const PATTERN_BYTES_MAX: usize = 1024;
 /// The name of the kind of rules between those of content and of rooms (MSC4306).
 const POSTCONTENT: &str = "postcontent";
 
+/// The beginning of a stored rule's id in the list of rooms, where what follows is no room's id: only such ids are stored there. A rule
+/// of another id matches nothing, but clients may set one, as the specification's own example does.
+const NO_ROOM: &str = "!\u{1}";
+
+/// The id by which a rule is stored, from the one that its user gave it.
+pub fn stored_id<'i>(kind: &RuleKind, id: &'i str) -> Cow<'i, str> {
+    let is_stored_as_is = match id.as_bytes().first() {
+        Some(b'!') => !id.starts_with(NO_ROOM),
+        // The ids of the server's own rules.
+        Some(b'.') => true,
+        _ => false,
+    };
+    if *kind != RuleKind::Room || is_stored_as_is {
+        return Cow::Borrowed(id);
+    }
+    Cow::Owned(format!("{NO_ROOM}{id}"))
+}
+
+/// The id that a user gave a rule of this kind, from the one by which it is stored.
+pub fn given_id<'i>(kind: &RuleKind, id: &'i str) -> &'i str {
+    if *kind == RuleKind::Room { id.strip_prefix(NO_ROOM).unwrap_or(id) } else { id }
+}
+
 /// The rules of this user, with the server's default rules among them.
 pub fn rules_of(read: &(impl Read + ?Sized), user: UserNum, user_id: &UserId) -> Result<Ruleset, Fault> {
     Ok(find_own_rules(read, user, user_id)?.unwrap_or_else(|| defaults::default_rules(user_id)))
@@ -64,8 +89,22 @@ pub fn as_json(rules: &Ruleset) -> Result<serde_json::Value> {
         for kind in ["override", "content", "room", "sender", "underride"] {
             kinds.entry(kind).or_insert_with(|| serde_json::Value::Array(Vec::new()));
         }
+        let rooms = kinds.get_mut("room").and_then(serde_json::Value::as_array_mut);
+        for rule in rooms.into_iter().flatten() {
+            if let Some(serde_json::Value::String(id)) = rule.get_mut("rule_id") {
+                *id = given_id(&RuleKind::Room, id).to_owned();
+            }
+        }
     }
     Ok(json)
+}
+
+/// The rules of one kind as clients see them. Errors: 400 for an unknown kind.
+pub fn of_kind_as_json(rules: &Ruleset, kind: RuleKind) -> Result<serde_json::Value> {
+    let name = if require_kind(kind.clone())? == RuleKind::PostContent { POSTCONTENT } else { kind.as_str() };
+    let mut rules = as_json(rules)?;
+    let of_kind = rules.get_mut(name).map(serde_json::Value::take);
+    Ok(of_kind.unwrap_or_else(|| serde_json::Value::Array(Vec::new())))
 }
 
 /// The position at which the rules were last changed; zero if they never were.
@@ -173,6 +212,8 @@ pub fn insert(
 ) -> Result<()> {
     check(&rule)?;
     let (kind, id) = (rule.kind(), rule.rule_id().to_owned());
+    let [after, before] = [after, before].map(|id| id.map(|id| stored_id(&kind, id)));
+    let (after, before) = (after.as_deref(), before.as_deref());
     if [after, before].contains(&Some(id.as_str())) {
         return Err(Refusal::invalid_param("A rule cannot be placed before or after itself.").into());
     }
@@ -189,7 +230,7 @@ pub fn insert(
     }
     place(rules, rule, after, before)?;
     if let Some(enabled) = was_enabled {
-        set_enabled(rules, kind, &id, enabled)?;
+        set_enabled(rules, kind.clone(), given_id(&kind, &id), enabled)?;
     }
     Ok(())
 }
@@ -220,12 +261,7 @@ fn check(rule: &NewPushRule) -> Result<()> {
         NewPushRule::Content(rule) => (&rule.actions, &[], &rule.pattern),
         NewPushRule::Room(rule) => (&rule.actions, &[], ""),
         NewPushRule::Sender(rule) => (&rule.actions, &[], ""),
-        _ => {
-            return Err(Refusal::invalid_param(
-                "`kind` must be override, content, room, sender or underride.",
-            )
-            .into());
-        }
+        _ => return Err(no_such_kind().into()),
     };
     check_actions(actions)?;
     if rule.rule_id().len() > RULE_ID_BYTES_MAX || pattern.len() > PATTERN_BYTES_MAX {
@@ -256,16 +292,22 @@ fn check_actions(actions: &[Action]) -> Result<()> {
     Ok(())
 }
 
+fn no_such_kind() -> Refusal {
+    Refusal::invalid_param("`kind` must be override, content, room, sender or underride.")
+}
+
 fn no_such_rule() -> Error {
     Refusal::not_found("There is no such push rule.").into()
 }
 
-/// The rule of this kind and id. Errors: 404 for an unknown kind or id.
+/// The rule of this kind and id. Errors: 400 for an unknown kind, 404 for an unknown id.
 pub fn require_rule<'r>(rules: &'r Ruleset, kind: RuleKind, rule_id: &str) -> Result<AnyPushRuleRef<'r>> {
-    rules.get(require_kind(kind)?, rule_id).ok_or_else(no_such_rule)
+    let kind = require_kind(kind)?;
+    let id = stored_id(&kind, rule_id);
+    rules.get(kind, &*id).ok_or_else(no_such_rule)
 }
 
-/// The kind of this name. Errors: 404 for an unknown one.
+/// The kind of this name. Errors: 400 for an unknown one.
 fn require_kind(kind: RuleKind) -> Result<RuleKind> {
     // The rules between those of content and of rooms have this name in the rules themselves, and another one where ruma reads a path.
     if kind.as_str() == POSTCONTENT {
@@ -279,12 +321,14 @@ fn require_kind(kind: RuleKind) -> Result<RuleKind> {
         RuleKind::Sender,
         RuleKind::Underride,
     ];
-    if known.contains(&kind) { Ok(kind) } else { Err(no_such_rule()) }
+    if known.contains(&kind) { Ok(kind) } else { Err(no_such_kind().into()) }
 }
 
-/// Removes a rule. Errors: 400 for one of the server's own rules, 404 for an unknown kind or id.
+/// Removes a rule. Errors: 400 for one of the server's own rules and for an unknown kind, 404 for an unknown id.
 pub fn remove(rules: &mut Ruleset, kind: RuleKind, rule_id: &str) -> Result<()> {
-    rules.remove(require_kind(kind)?, rule_id).map_err(|why| match why {
+    let kind = require_kind(kind)?;
+    let id = stored_id(&kind, rule_id);
+    rules.remove(kind, &*id).map_err(|why| match why {
         RemovePushRuleError::ServerDefault => {
             Refusal::new(ErrorKind::InvalidParam, "The server's own rules can be disabled, but not removed.")
                 .into()
@@ -293,17 +337,20 @@ pub fn remove(rules: &mut Ruleset, kind: RuleKind, rule_id: &str) -> Result<()> 
     })
 }
 
-/// Switches a rule on or off. Errors: 404 for an unknown kind or id.
+/// Switches a rule on or off. Errors: 400 for an unknown kind, 404 for an unknown id.
 pub fn set_enabled(rules: &mut Ruleset, kind: RuleKind, rule_id: &str, enabled: bool) -> Result<()> {
-    rules.set_enabled(require_kind(kind)?, rule_id, enabled).map_err(|_| no_such_rule())
+    let kind = require_kind(kind)?;
+    let id = stored_id(&kind, rule_id);
+    rules.set_enabled(kind, &*id, enabled).map_err(|_| no_such_rule())
 }
 
-/// Changes the actions of a rule, which may be one of the server's own. Errors: 400 for too many actions, 404 for an unknown
-/// kind or id.
+/// Changes the actions of a rule, which may be one of the server's own. Errors: 400 for too many actions and for an unknown kind, 404
+/// for an unknown id.
 pub fn set_actions(rules: &mut Ruleset, kind: RuleKind, rule_id: &str, actions: Vec<Action>) -> Result<()> {
     let kind = require_kind(kind)?;
     check_actions(&actions)?;
-    rules.set_actions(kind, rule_id, actions).map_err(|_| no_such_rule())
+    let id = stored_id(&kind, rule_id);
+    rules.set_actions(kind, &*id, actions).map_err(|_| no_such_rule())
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use crate::support::{TestClient, TestServer};
+use crate::support::{TestClient, TestServer, encoded};
 
 const RULES: &str = "/_matrix/client/v3/pushrules";
 
@@ -125,7 +125,11 @@ async fn what_is_no_rule_is_refused() {
         ("global/sideways/a", 400, "M_INVALID_PARAM"),
         ("global/sender/nobody", 400, "M_INVALID_PARAM"),
         ("global/content/none/enabled", 404, "M_NOT_FOUND"),
-        ("global/sideways/none/enabled", 404, "M_NOT_FOUND"),
+        ("global/sideways/none/enabled", 400, "M_INVALID_PARAM"),
+        ("global/room/.mine", 400, "M_INVALID_PARAM"),
+        ("global/room/a%5Cb", 400, "M_INVALID_PARAM"),
+        ("device/content/a", 400, "M_INVALID_PARAM"),
+        ("global/override/.m.rule.master/colour", 400, "M_INVALID_PARAM"),
         ("global/content/none/actions", 404, "M_NOT_FOUND"),
     ] {
         let mut body = body.clone();
@@ -135,10 +139,62 @@ async fn what_is_no_rule_is_refused() {
     }
     let (status, json) = alice.put(&format!("{RULES}/global/content/a"), json!({ "pattern": "x" })).await;
     assert_eq!((status.as_u16(), &json["errcode"]), (400, &json!("M_MISSING_PARAM")), "{json}");
-    assert_eq!(alice.get(&format!("{RULES}/global/sideways/a")).await.0, StatusCode::NOT_FOUND);
+    for (path, status) in [
+        ("global/sideways/a", 400),
+        ("global/sideways/", 400),
+        ("global/override/.m.rule.master/colour", 400),
+        ("device/", 400),
+        ("device/content/", 400),
+        ("device/content/a/enabled", 400),
+        ("global/content/none", 404),
+    ] {
+        assert_eq!(alice.get(&format!("{RULES}/{path}")).await.0.as_u16(), status, "{path}");
+    }
     for (path, status) in [("global/content/none", 404), ("global/underride/.m.rule.message", 400)] {
         assert_eq!(alice.delete(&format!("{RULES}/{path}"), json!({})).await.0.as_u16(), status, "{path}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_rules_of_one_kind_are_listed() {
+    let alice = TestServer::new().register("alice").await;
+    alice.ok_put("/pushrules/global/content/word", keyword("word")).await;
+    for base in ["/_matrix/client/r0/pushrules", RULES] {
+        let (status, all) = alice.get(&format!("{base}/global/")).await;
+        assert_eq!(status, StatusCode::OK, "{all}");
+        for kind in ["override", "content", "room", "sender", "underride"] {
+            let (status, rules) = alice.get(&format!("{base}/global/{kind}/")).await;
+            assert_eq!((status, &rules), (StatusCode::OK, &all[kind]), "{kind}");
+        }
+        assert_eq!(all["content"][0]["rule_id"], "word");
+    }
+}
+
+/// The specification's own example of a rule about a room has an alias for its id.
+#[tokio::test(start_paused = true)]
+async fn a_rule_in_the_list_of_rooms_may_have_any_id() {
+    let alice = TestServer::new().register("alice").await;
+    let path = |id: &str| format!("/pushrules/global/room/{}", encoded(id));
+    let odd = ["#b:example.com", "!\u{1}#b:example.com", "plain", "!room:example.com"];
+    for id in odd {
+        alice.ok_put(&path(id), json!({ "actions": ["notify"] })).await;
+        let rule = alice.ok_get(&path(id)).await;
+        assert_eq!((&rule["rule_id"], &rule["enabled"]), (&json!(id), &json!(true)));
+    }
+    alice.ok_put(&format!("{}/enabled", path("plain")), json!({ "enabled": false })).await;
+    alice.ok_put(&format!("{}/actions", path("plain")), json!({ "actions": [] })).await;
+    let after = format!("{}?after={}", path("plain"), encoded("#b:example.com"));
+    alice.ok_put(&after, json!({ "actions": [] })).await;
+    let order = ["!room:example.com", "!\u{1}#b:example.com", "#b:example.com", "plain"];
+    assert_eq!(ids(&alice, "room").await, order);
+    assert_eq!(alice.ok_get(&path("plain")).await["enabled"], false);
+    assert_eq!(alice.ok_get(&format!("{}/actions", path("plain"))).await["actions"], json!([]));
+    let sync = alice.ok_get("/sync").await;
+    assert!(sync["account_data"].to_string().contains(r##""rule_id":"#b:example.com""##), "{sync}");
+    for id in odd {
+        alice.ok_delete(&path(id), json!({})).await;
+    }
+    assert!(ids(&alice, "room").await.is_empty());
 }
 
 #[tokio::test(start_paused = true)]

@@ -28,6 +28,40 @@ async fn redact(who: &TestClient, room: &str, event: &str) {
     .await;
 }
 
+/// Each such request is an event of its own, as there is nothing by which a repeated one could be told.
+#[tokio::test(start_paused = true)]
+async fn old_clients_send_and_redact_without_a_transaction() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let room = alice.create(json!({ "preset": "public_chat" })).await;
+    for version in ["r0", "v3"] {
+        let base = format!("/_matrix/client/{version}/rooms/{room}");
+        let send =
+            async |who: &TestClient, path: &str, body: Value| who.post(&format!("{base}/{path}"), body).await;
+        let mut said = Vec::new();
+        for _ in 0..2 {
+            let (status, sent) =
+                send(&alice, "send/m.room.message", json!({ "msgtype": "m.text", "body": "x" })).await;
+            assert_eq!(status, StatusCode::OK, "{sent}");
+            said.push(sent["event_id"].as_str().unwrap().to_owned());
+        }
+        assert_ne!(said[0], said[1]);
+        let event = alice.ok_get(&format!("/rooms/{room}/event/{}", encoded(&said[0]))).await;
+        assert_eq!((&event["content"]["body"], &event["type"]), (&json!("x"), &json!("m.room.message")));
+        assert!(event["unsigned"].get("transaction_id").is_none(), "{event}");
+        let redact = format!("redact/{}", encoded(&said[0]));
+        assert_eq!(send(&bob, "send/m.room.message", json!({ "body": "x" })).await.0, StatusCode::FORBIDDEN);
+        assert_eq!(send(&bob, &redact, json!({})).await.0, StatusCode::FORBIDDEN);
+        let (status, redaction) = send(&alice, &redact, json!({ "reason": "spam" })).await;
+        assert_eq!(status, StatusCode::OK, "{redaction}");
+        let event = alice.ok_get(&format!("/rooms/{room}/event/{}", encoded(&said[0]))).await;
+        assert_eq!(event["unsigned"]["redacted_because"]["event_id"], redaction["event_id"]);
+        assert_eq!(event["unsigned"]["redacted_because"]["content"]["reason"], "spam");
+        assert_eq!(event["content"], json!({}));
+    }
+    server.assert_whole();
+}
+
 #[tokio::test(start_paused = true)]
 async fn moderators_see_what_was_redacted_until_it_is_gone() {
     let server = TestServer::with(|config| config.rooms.redacted_events_kept_days = 2);

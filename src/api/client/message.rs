@@ -42,8 +42,19 @@ pub(super) const EVENT: Body = Body::Json(256 * KIB);
 
 pub(crate) fn routes(r: &mut Routes) {
     r.client(send_message_event).limit(Limit::Send).guests(Guests::Yes).body(EVENT).not_suspended();
+    r.client(send_message_event_without_txn)
+        .limit(Limit::Send)
+        .guests(Guests::Yes)
+        .body(EVENT)
+        .not_suspended();
     r.client(get_message_events).limit(Limit::Read).guests(Guests::Yes);
 }
+
+endpoint!(
+    /// The endpoint of old clients, which name no transaction; ruma and the specification do not know it.
+    WithoutTxn, POST,
+    "/_matrix/client/v3/rooms/{room_id}/send/{event_type}"
+);
 
 /// `PUT /_matrix/client/v3/rooms/{roomId}/send/{eventType}/{txnId}`
 pub(crate) async fn send_message_event(
@@ -60,8 +71,19 @@ pub(crate) async fn send_message_event(
         let wanted = Wanted { room, event_type, state_key: None, txn, content, delay_ms, sticky_ms };
         return delayed::schedule(&app, &client.caller, wanted).await.map(|id| scheduled(&id));
     }
-    let (room, txn) = (request.room_id, request.txn_id.into());
+    let (room, txn) = (request.room_id, Some(request.txn_id.into()));
     let message = Message { room, event_type, txn, content, redacts: None, sticky_ms };
+    send::send(&app, &client.caller, message).await.map(|event_id| sent(&event_id))
+}
+
+/// `POST /_matrix/client/v3/rooms/{roomId}/send/{eventType}`
+pub(crate) async fn send_message_event_without_txn(
+    app: App,
+    client: Client<Raw<WithoutTxn>>,
+) -> Result<RawJson> {
+    let (room, event_type) = (client.request.id(0)?, client.request.arg(1).to_owned());
+    let content = client.request.json()?;
+    let message = Message { room, event_type, txn: None, content, redacts: None, sticky_ms: None };
     send::send(&app, &client.caller, message).await.map(|event_id| sent(&event_id))
 }
 

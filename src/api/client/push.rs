@@ -1,5 +1,6 @@
 //! Push rules and pushers of the caller: reading them, and changing them.
 
+use http::Method;
 use ruma::{
     api::client::push::{
         PushRule, delete_pushrule, get_pushers, get_pushrule, get_pushrule_actions, get_pushrule_enabled,
@@ -7,14 +8,19 @@ use ruma::{
         set_pusher::{self, v3::PusherAction},
         set_pushrule, set_pushrule_actions, set_pushrule_enabled,
     },
-    push::{AnyPushRuleRef, ConditionalPushRuleInit, Ruleset},
+    push::{AnyPushRuleRef, ConditionalPushRuleInit, RuleKind, Ruleset},
 };
 
 use serde_json::json;
 
 use crate::{
     accounts::Caller,
-    api::{Routes, extract::Client, raw::Raw, reply::RawJson},
+    api::{
+        Routes,
+        extract::{Client, Endpoint},
+        raw::Raw,
+        reply::RawJson,
+    },
     error::{Refusal, Result},
     flows::{
         App,
@@ -27,6 +33,7 @@ use crate::{
 pub(crate) fn routes(r: &mut Routes) {
     r.client(get_pushrules_all).limit(Limit::Read);
     r.client(get_pushrules_global_scope).limit(Limit::Read);
+    r.client(rules_of_kind).limit(Limit::Read);
     r.client(get_pushrule).limit(Limit::Read);
     r.client(set_pushrule).limit(Limit::Other);
     r.client(delete_pushrule).limit(Limit::Other);
@@ -34,6 +41,8 @@ pub(crate) fn routes(r: &mut Routes) {
     r.client(set_pushrule_enabled).limit(Limit::Other);
     r.client(get_pushrule_actions).limit(Limit::Read);
     r.client(set_pushrule_actions).limit(Limit::Other);
+    r.client(get_no_rules).limit(Limit::Read);
+    r.client(set_no_rules).limit(Limit::Other);
     r.client(get_pushers).limit(Limit::Read);
     r.client(set_pusher).limit(Limit::Other);
 }
@@ -59,14 +68,27 @@ pub(crate) async fn get_pushrules_global_scope(
     Ok(RawJson(rules::as_json(&rules_of(&app, &client.caller)?)?.to_string().into()))
 }
 
+endpoint!(
+    /// The rules of one kind, which old clients ask for; ruma and the specification do not know this endpoint.
+    RulesOfKind, GET,
+    "/_matrix/client/v3/pushrules/global/{kind}/"
+);
+
+/// `GET /_matrix/client/v3/pushrules/global/{kind}/`
+pub(crate) async fn rules_of_kind(app: App, client: Client<Raw<RulesOfKind>>) -> Result<RawJson> {
+    let (rules, kind) = (rules_of(&app, &client.caller)?, RuleKind::from(client.request.arg(0)));
+    Ok(RawJson(rules::of_kind_as_json(&rules, kind)?.to_string().into()))
+}
+
 /// `GET /_matrix/client/v3/pushrules/global/{kind}/{ruleId}`
 pub(crate) async fn get_pushrule(
     app: App,
     client: Client<get_pushrule::v3::Request>,
 ) -> Result<get_pushrule::v3::Response> {
     let rules = rules_of(&app, &client.caller)?;
-    let rule = rules::require_rule(&rules, client.request.kind, &client.request.rule_id)?;
-    let rule = match rule {
+    let get_pushrule::v3::Request { kind, rule_id, .. } = client.request;
+    let rule = rules::require_rule(&rules, kind, &rule_id)?;
+    let mut rule = match rule {
         // ruma does not make an answer of such a rule.
         AnyPushRuleRef::PostContent(rule) => PushRule::from(ConditionalPushRuleInit {
             actions: rule.actions.clone(),
@@ -75,8 +97,9 @@ pub(crate) async fn get_pushrule(
             rule_id: rule.rule_id.clone(),
             conditions: rule.conditions.clone(),
         }),
-        rule => rule.into(),
+        rule => PushRule::from(rule),
     };
+    rule.rule_id = rule_id;
     Ok(get_pushrule::v3::Response::new(rule))
 }
 
@@ -89,6 +112,11 @@ pub(crate) async fn set_pushrule(
     if matches!(raw.arg(0), "override" | "underride" | "postcontent") {
         // A rule without conditions always matches, which ruma does not read.
         raw.body = raw.body.or_list("conditions")?;
+    }
+    if let [kind, id] = raw.path.as_mut_slice()
+        && kind == RuleKind::Room.as_str()
+    {
+        *id = rules::stored_id(&RuleKind::Room, id).into_owned();
     }
     let set_pushrule::v3::Request { rule, before, after, .. } = raw.read()?;
     let insert = move |rules: &mut Ruleset| rules::insert(rules, rule, after.as_deref(), before.as_deref());
@@ -146,6 +174,59 @@ pub(crate) async fn set_pushrule_actions(
     let set = move |rules: &mut Ruleset| rules::set_actions(rules, kind, &rule_id, actions);
     push_rules::change(&app, &client.caller, set).await?;
     Ok(set_pushrule_actions::v3::Response::new())
+}
+
+/// The paths of rules that are not there: of other scopes than `global`, which once was a parameter of the path, and
+/// other parts of a rule than those that have an endpoint.
+const NO_RULES: [&str; 4] = [
+    "/_matrix/client/v3/pushrules/{scope}/",
+    "/_matrix/client/v3/pushrules/{scope}/{kind}/",
+    "/_matrix/client/v3/pushrules/{scope}/{kind}/{rule_id}",
+    "/_matrix/client/v3/pushrules/{scope}/{kind}/{rule_id}/{part}",
+];
+
+/// Reading rules that are not there.
+pub(crate) struct GetNoRules;
+
+impl Endpoint for GetNoRules {
+    fn method() -> Method {
+        Method::GET
+    }
+
+    fn paths() -> Vec<&'static str> {
+        NO_RULES.to_vec()
+    }
+}
+
+/// Setting rules that are not there.
+pub(crate) struct SetNoRules;
+
+impl Endpoint for SetNoRules {
+    fn method() -> Method {
+        Method::PUT
+    }
+
+    fn paths() -> Vec<&'static str> {
+        NO_RULES.to_vec()
+    }
+}
+
+fn no_rules<E>(request: &Raw<E>) -> Result<RawJson> {
+    let why = match request.arg(0) {
+        "global" => "A rule has no such part; `actions` and `enabled` can be asked for.",
+        _ => "The only scope of push rules is `global`.",
+    };
+    Err(Refusal::invalid_param(why).into())
+}
+
+/// `GET /_matrix/client/v3/pushrules/{scope}/`
+pub(crate) async fn get_no_rules(_app: App, client: Client<Raw<GetNoRules>>) -> Result<RawJson> {
+    no_rules(&client.request)
+}
+
+/// `PUT /_matrix/client/v3/pushrules/{scope}/`
+pub(crate) async fn set_no_rules(_app: App, client: Client<Raw<SetNoRules>>) -> Result<RawJson> {
+    no_rules(&client.request)
 }
 
 /// `GET /_matrix/client/v3/pushers`

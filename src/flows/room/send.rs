@@ -12,24 +12,24 @@ use crate::{
         room::{membership, presence},
     },
     rooms::{
-        build::Draft,
+        build::{Draft, Signer},
         change::{Change, Txn},
-        event,
-        policy::{self, Author},
+        event::{self, StoredEvent},
+        policy::{self, Approved, Author},
     },
     schema::event_types::{MEMBER, REDACTION, TOMBSTONE},
     store::timer::Timer,
 };
 
-/// A message or redaction that a client sends with a transaction id.
+/// A message or redaction that a client sends.
 #[derive(Debug)]
 pub(crate) struct Message {
     /// The room to which it is sent.
     pub(crate) room: OwnedRoomId,
     /// The type of the event.
     pub(crate) event_type: String,
-    /// The client's transaction id.
-    pub(crate) txn: String,
+    /// The client's transaction id. Old clients name none.
+    pub(crate) txn: Option<String>,
     /// The content as the client wrote it.
     pub(crate) content: CanonicalJsonObject,
     /// The event that it redacts, if it is a redaction.
@@ -55,16 +55,16 @@ pub(crate) fn require_txn(txn: &str) -> Result<()> {
     Ok(())
 }
 
-/// Sends a message event. It is sent once, however often the request comes with the same transaction id.
+/// Sends a message event. It is sent once, however often the request comes with the same transaction id, and without one each time.
 pub(crate) async fn send(app: &App, caller: &Caller, message: Message) -> Result<OwnedEventId> {
     let room = commit::require_num(app, &message.room)?;
-    require_txn(&message.txn)?;
+    message.txn.as_deref().map_or(Ok(()), require_txn)?;
     let endpoint = match &message.redacts {
         Some(target) => format!("redact/{target}"),
         None => format!("send/{}", message.event_type),
     };
-    let now_ms = app.env.now_ms();
-    let txn = Txn { user: caller.user, device: caller.device, endpoint, id: message.txn, now_ms };
+    let (user, device, now_ms) = (caller.user, caller.device, app.env.now_ms());
+    let txn = message.txn.map(|id| Txn { user, device, endpoint, id, now_ms });
     let redacts = match message.redacts {
         None if message.event_type == REDACTION => redacts_of(&message.content)?,
         redacts => redacts,
@@ -83,15 +83,24 @@ pub(crate) async fn send(app: &App, caller: &Caller, message: Message) -> Result
     presence::note_active(app, caller);
     let caller = caller.clone();
     own_events::in_room(app, room, move |change| {
-        if let Some(event) = txn.find(&change.batch, room)? {
+        if let Some(txn) = &txn
+            && let Some(event) = txn.find(&change.batch, room)?
+        {
             return Ok(event::require(&change.batch, room, event)?.id(&change.row));
         }
         // The transaction is kept for the device, which may have been logged out while this waited.
         tokens::require_session(&change.batch, &caller)?;
         let approved = policy::approve(change, signer.server(), &author, draft)?;
-        Ok(approved.add_once(change, &signer, &txn)?.id(&change.row))
+        Ok(add(approved, change, &signer, txn.as_ref())?.id(&change.row))
     })
     .await
+}
+
+fn add(approved: Approved, change: &mut Change, signer: &Signer, txn: Option<&Txn>) -> Result<StoredEvent> {
+    match txn {
+        Some(txn) => approved.add_once(change, signer, txn),
+        None => approved.add(change, signer),
+    }
 }
 
 /// The event that a redaction redacts if it was sent like any message. Its content names the event, in every room version.
@@ -153,10 +162,7 @@ pub(crate) fn add_state(
     if let Some(same) = approved.find_same(change)? {
         return Ok((same, None));
     }
-    let stored = match txn {
-        Some(txn) => approved.add_once(change, signer, txn)?,
-        None => approved.add(change, signer)?,
-    };
+    let stored = add(approved, change, signer, txn)?;
     let promised =
         if replaces_room { carry_over::promise_to_author(app, change, author.user)? } else { None };
     Ok((stored.id(&change.row), promised))

@@ -42,7 +42,7 @@ impl House {
         let message = send::Message {
             room: self.room.clone(),
             event_type: "m.room.message".to_owned(),
-            txn: txn.to_owned(),
+            txn: Some(txn.to_owned()),
             content: serde_json::from_value(json!({ "msgtype": "m.text", "body": "needle" })).unwrap(),
             redacts: None,
             sticky_ms: None,

@@ -46,7 +46,7 @@ async fn nothing_is_written_for_a_device_that_was_logged_out_meanwhile() {
     let message = send::Message {
         room,
         event_type: "m.test".to_owned(),
-        txn: "1".to_owned(),
+        txn: Some("1".to_owned()),
         content: Default::default(),
         redacts: None,
         sticky_ms: None,

@@ -147,7 +147,7 @@ impl Fixture {
         let message = send::Message {
             room: self.id.clone(),
             event_type: "m.room.message".to_owned(),
-            txn: txn.to_owned(),
+            txn: Some(txn.to_owned()),
             content: serde_json::from_value(json!({ "body": "hello" })).unwrap(),
             redacts: None,
             sticky_ms: None,
