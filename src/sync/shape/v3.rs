@@ -147,7 +147,17 @@ impl<'a, 'w> Answer<'a, 'w> {
 
     /// Sets the users whose devices changed, and those whose devices no longer matter.
     pub(crate) fn device_lists(&mut self, lists: &DeviceLists) {
-        self.device_lists = (!lists.is_empty()).then(|| show_device_lists(lists));
+        if lists.is_empty() {
+            return;
+        }
+        // Clients take a list that is there for news, even if it is empty.
+        let mut json = Object::new();
+        for (name, users) in [("changed", &lists.changed), ("left", &lists.left)] {
+            if !users.is_empty() {
+                json.texts(name, users);
+            }
+        }
+        self.device_lists = Some(json.finish());
     }
 
     /// Finishes the answer with the token that goes on from here, and with how many keys the device has left.
