@@ -17,7 +17,7 @@ use crate::{
         room::{
             delayed, expire,
             ingest::{reunite, sticky, sweep},
-            membership as here, presence,
+            membership as here, names, presence,
         },
     },
     ids::{EventNum, RoomNum, UserNum},
@@ -41,7 +41,10 @@ async fn carry_out_of_kind(app: &App, timer: &Timer) -> Result<()> {
     match Job::read(timer)? {
         Job::TrimLog => trim_log(app, timer.clone()).await,
         Job::TellRooms { user } => tell_rooms(app, user, timer).await,
-        Job::CarryOver { user, moved, .. } => carry_over::carry_over(app, user, moved, timer.clone()).await,
+        Job::CarryOver { user, moved, .. } => {
+            names::follow(app, &moved).await?;
+            carry_over::carry_over(app, user, moved, timer.clone()).await
+        }
         Job::ForgetOriginal { room, event } => forget_original(app, room, event, timer.clone()).await,
         Job::ForgetSent { room, day } => forget_sent(app, room, day, timer.clone()).await,
         Job::Reunite { room } => reunite_branches(app, room, timer).await,

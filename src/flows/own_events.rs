@@ -33,6 +33,16 @@ const ROUNDS_MAX: usize = 5;
 /// Who could not have an event signed because others wait may try again after this time.
 const AGAIN: Duration = Duration::from_secs(2);
 
+/// The patience with the signature of an event that somebody waits for.
+fn asked(app: &App) -> Patience {
+    Patience { until: app.env.uptime() + TAKES_MAX, minds_silence: false }
+}
+
+/// The patience with the signature of an event that nobody waits for.
+fn unasked(app: &App) -> Patience {
+    Patience { until: app.env.uptime() + UNASKED_TAKES_MAX, minds_silence: true }
+}
+
 /// Changes a room as [`commit::in_room`] does. `work` is done anew where an event that it adds had to be signed, so that nothing
 /// of it may reach beyond the change.
 pub(crate) async fn in_room<T: Send + 'static>(
@@ -40,8 +50,7 @@ pub(crate) async fn in_room<T: Send + 'static>(
     room: RoomNum,
     work: impl FnOnce(&mut Change) -> Result<T> + Clone + Send + 'static,
 ) -> Result<T> {
-    let patience = Patience { until: app.env.uptime() + TAKES_MAX, minds_silence: false };
-    in_room_with(app, room, patience, work).await
+    in_room_with(app, room, asked(app), work).await
 }
 
 /// Like [`in_room`], for events that nobody waits for. Errors: [`Error::Remote`] wherever the policy server is to be asked later.
@@ -50,8 +59,7 @@ pub(crate) async fn in_room_unasked<T: Send + 'static>(
     room: RoomNum,
     work: impl FnOnce(&mut Change) -> Result<T> + Clone + Send + 'static,
 ) -> Result<T> {
-    let patience = Patience { until: app.env.uptime() + UNASKED_TAKES_MAX, minds_silence: true };
-    in_room_with(app, room, patience, work).await
+    in_room_with(app, room, unasked(app), work).await
 }
 
 async fn in_room_with<T: Send + 'static>(
@@ -61,7 +69,7 @@ async fn in_room_with<T: Send + 'static>(
     work: impl FnOnce(&mut Change) -> Result<T> + Clone + Send + 'static,
 ) -> Result<T> {
     let begin = move |app: &App, seat: Seat| Change::begin(&app.store, seat, room);
-    in_rounds(app, room, patience, begin, |change, _| work(change)).await
+    in_rounds(app, room, patience, Vec::new(), begin, |change, _| work(change)).await
 }
 
 /// Changes a room under the lock of a user of ours besides, and otherwise like [`in_room`]: `work` may write rows of that user.
@@ -71,8 +79,7 @@ pub(crate) async fn in_room_and_user<T: Send + 'static>(
     user: UserNum,
     work: impl FnOnce(&mut Change) -> Result<T> + Clone + Send + 'static,
 ) -> Result<T> {
-    let patience = Patience { until: app.env.uptime() + TAKES_MAX, minds_silence: false };
-    in_room_and_user_with(app, room, user, patience, work).await
+    in_room_and_user_with(app, room, user, asked(app), work).await
 }
 
 /// Like [`in_room_and_user`], for events that nobody waits for. Errors: [`Error::Remote`] wherever the policy server is to be asked later.
@@ -82,8 +89,7 @@ pub(crate) async fn in_room_and_user_unasked<T: Send + 'static>(
     user: UserNum,
     work: impl FnOnce(&mut Change) -> Result<T> + Clone + Send + 'static,
 ) -> Result<T> {
-    let patience = Patience { until: app.env.uptime() + UNASKED_TAKES_MAX, minds_silence: true };
-    in_room_and_user_with(app, room, user, patience, work).await
+    in_room_and_user_with(app, room, user, unasked(app), work).await
 }
 
 async fn in_room_and_user_with<T: Send + 'static>(
@@ -98,13 +104,15 @@ async fn in_room_and_user_with<T: Send + 'static>(
         server.take_user(change, user);
         work(change)
     };
-    in_rounds(app, room, patience, begin, work).await
+    in_rounds(app, room, patience, Vec::new(), begin, work).await
 }
 
-/// Changes a room as [`commit::in_room_and_server`] does, and otherwise like [`in_room`].
+/// Changes a room as [`commit::in_room_and_server`] does, and otherwise like [`in_room`]. Where `work` adds an event that says the same as
+/// one of those that were `built` ahead, that one is added.
 pub(crate) async fn in_room_and_server<T: Send + 'static>(
     app: &App,
     room: RoomNum,
+    built: Vec<Countersigned>,
     work: impl FnOnce(&mut Change) -> Result<T> + Clone + Send + 'static,
 ) -> Result<T> {
     let begin = move |app: &App, seat: Seat| Change::begin_beside(&app.store, seat, room);
@@ -112,22 +120,22 @@ pub(crate) async fn in_room_and_server<T: Send + 'static>(
         server.take(change);
         work(change)
     };
-    let patience = Patience { until: app.env.uptime() + TAKES_MAX, minds_silence: false };
-    in_rounds(app, room, patience, begin, work).await
+    in_rounds(app, room, asked(app), built, begin, work).await
 }
 
 async fn in_rounds<T: Send + 'static>(
     app: &App,
     room: RoomNum,
     patience: Patience,
+    mut built: Vec<Countersigned>,
     begin: impl FnOnce(&App, Seat) -> Result<Change> + Clone + Send + 'static,
     work: impl FnOnce(&mut Change, &mut ServerLock<'_>) -> Result<T> + Clone + Send + 'static,
 ) -> Result<T> {
     let turns = app.rooms.turns(room);
-    let (mut signed, mut place) = (Vec::new(), None);
+    let mut place = None;
     for _ in 0..ROUNDS_MAX {
         let lacking: Arc<Mutex<Option<Unsigned>>> = Arc::default();
-        let (owned, tell, given, work) = (app.clone(), Arc::clone(&lacking), signed.clone(), work.clone());
+        let (owned, tell, given, work) = (app.clone(), Arc::clone(&lacking), built.clone(), work.clone());
         let turn = move |change: &mut Change, server: &mut ServerLock<'_>| {
             change.bring_signed(given, owned.rooms.shared_resolver());
             let answer = work(change, server);
@@ -146,7 +154,7 @@ async fn in_rounds<T: Send + 'static>(
             true => Box::pin(policy_server::wait_unasked(app, &server, signing)).await?,
             false => signing.await?,
         };
-        signed.extend(given);
+        built.extend(given);
     }
     tracing::debug!(%room, "an event is not sent: its room went on too fast for its policy server");
     Err(Error::Busy { retry_after: AGAIN })
@@ -189,8 +197,25 @@ async fn wait_for_place<'a>(
 
 /// Has an event signed that is not added by the change that built it, because others must sign it, too.
 pub(crate) async fn countersign(app: &App, room: RoomNum, unsigned: Unsigned) -> Result<Received> {
-    let patience = Patience { until: app.env.uptime() + TAKES_MAX, minds_silence: false };
+    Ok(sign_aside(app, room, unsigned).await?.into_event())
+}
+
+/// Builds an event that [`in_room_and_server`] is to add later, so that its id is known before. Nothing is written.
+pub(crate) async fn build_ahead(
+    app: &App,
+    room: RoomNum,
+    work: impl FnOnce(&mut Change) -> Result<(Countersigned, Option<Unsigned>)> + Send + 'static,
+) -> Result<Countersigned> {
+    match commit::in_room(app, room, work).await? {
+        (built, None) => Ok(built),
+        (_, Some(unsigned)) => sign_aside(app, room, unsigned).await,
+    }
+}
+
+/// Has an event signed in a place of its room, which is not built anew.
+async fn sign_aside(app: &App, room: RoomNum, unsigned: Unsigned) -> Result<Countersigned> {
+    let patience = asked(app);
     let turns = app.rooms.turns(room);
     let _place = wait_for_place(app, &turns.signing, patience).await?;
-    Ok(policy_server::sign_own(app, unsigned, patience).await?.into_event())
+    policy_server::sign_own(app, unsigned, patience).await
 }

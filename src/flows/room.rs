@@ -12,6 +12,7 @@ pub(crate) mod hierarchy;
 pub mod ingest;
 pub(crate) mod look;
 pub(crate) mod membership;
+pub(crate) mod names;
 pub mod presence;
 pub mod receipts;
 pub(crate) mod search;

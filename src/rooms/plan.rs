@@ -17,7 +17,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::{
-    config::{self, EncryptNew},
+    config::EncryptNew,
     env::Env,
     error::{Error, Refusal, Result},
     rooms::{
@@ -55,6 +55,19 @@ struct InitialState {
     content: CanonicalJsonObject,
 }
 
+/// Those things about a new room that its request does not decide.
+#[derive(Debug)]
+pub struct Given<'a> {
+    /// The name of this server.
+    pub server: &'a ServerName,
+    /// The version of a room whose request names none.
+    pub default_version: &'a RoomVersionId,
+    /// The rooms that the server has encrypted by itself.
+    pub encrypt_new: EncryptNew,
+    /// The id that [`choose_room_id`] gave the room before, where its version lets servers choose.
+    pub id: Option<OwnedRoomId>,
+}
+
 /// A request that has been checked as far as is possible without the room.
 #[derive(Debug)]
 pub struct Plan {
@@ -74,21 +87,18 @@ pub struct Plan {
     is_published: bool,
     /// The server has the room encrypted, unless the request says how it is to be.
     encrypts: bool,
+    /// The id that was chosen for the room before, where its version lets servers choose.
+    id: Option<OwnedRoomId>,
     sent_ms: u64,
 }
 
 impl Plan {
     /// Makes the plan for a request. Errors: 400 `M_UNSUPPORTED_ROOM_VERSION`, `M_BAD_JSON`, `M_INVALID_PARAM`; 413 for
     /// too much initial state.
-    pub fn of(
-        env: &Env,
-        server: &ServerName,
-        settings: &config::Rooms,
-        creator: Author,
-        request: Request,
-    ) -> Result<Self> {
-        let wanted = request.room_version.as_ref().unwrap_or(&settings.default_version).clone();
-        let (version, rules) = spoken(&wanted)?;
+    pub fn of(env: &Env, given: Given<'_>, creator: Author, request: Request) -> Result<Self> {
+        let Given { server, default_version, encrypt_new, id } = given;
+        let wanted = request.room_version.as_ref().unwrap_or(default_version).clone();
+        let (version, rules) = versions::require(&wanted)?;
         if !request.invite_3pid.is_empty() {
             let message = "This server cannot invite by e-mail address or telephone number.";
             return Err(Refusal::new(ErrorKind::ThreepidDenied, message).into());
@@ -114,6 +124,7 @@ impl Plan {
             is_direct: request.is_direct,
             is_published: is_published(&request.visibility)?,
             encrypts: false,
+            id,
             sent_ms: env.event_ms(),
         };
         let creation = request.creation_content.map(|content| object(content.json().get())).transpose()?;
@@ -131,7 +142,7 @@ impl Plan {
         // A space has no messages, and clients that do not encrypt could not add rooms to it.
         let is_space = plan.create.get("type").and_then(CanonicalJsonValue::as_str) == Some(SPACE);
         plan.encrypts = !is_space
-            && match settings.encrypt_new {
+            && match encrypt_new {
                 EncryptNew::Off => false,
                 EncryptNew::Invite => plan.join_rule() != PUBLIC,
                 EncryptNew::All => true,
@@ -270,7 +281,7 @@ impl Plan {
 
     /// Gives the id of the room that begins with the create event `create`.
     pub fn room_id(&self, env: &Env, signer: &Signer, create: &Draft) -> Result<OwnedRoomId> {
-        let id = if self.rules.authorization.room_create_event_id_as_room_id {
+        if self.rules.authorization.room_create_event_id_as_room_id {
             let setting = Setting {
                 room_id: None,
                 rules: self.rules,
@@ -280,11 +291,12 @@ impl Plan {
                 depth: 1,
             };
             let built = build::build(signer, create, &setting, self.version)?;
-            built.event.id.as_str().replacen('$', "!", 1)
-        } else {
-            format!("!{}:{}", env.random_string(18), signer.server())
-        };
-        RoomId::parse(id).map_err(|_| Error::broken("a new room has no valid id"))
+            return valid(built.event.id.as_str().replacen('$', "!", 1));
+        }
+        match &self.id {
+            Some(id) => Ok(id.clone()),
+            None => choose_room_id(env, signer.server()),
+        }
     }
 
     fn draft(&self, event_type: &str, state_key: &str, content: CanonicalJsonObject) -> Draft {
@@ -400,13 +412,13 @@ impl Plan {
     }
 }
 
-/// Gives the number and the rules of a version that this server speaks. Errors: 400 `M_UNSUPPORTED_ROOM_VERSION`.
-fn spoken(wanted: &RoomVersionId) -> Result<(u8, &'static RoomVersionRules), Refusal> {
-    let version = versions::number(wanted).and_then(|number| Some((number, versions::find_rules(number)?)));
-    version.ok_or_else(|| {
-        let message = format!("This server does not speak room version {wanted}.");
-        Refusal::new(ErrorKind::UnsupportedRoomVersion, message)
-    })
+/// Chooses the id of a new room, for versions in which servers do.
+pub fn choose_room_id(env: &Env, server: &ServerName) -> Result<OwnedRoomId> {
+    valid(format!("!{}:{server}", env.random_string(18)))
+}
+
+fn valid(id: String) -> Result<OwnedRoomId> {
+    RoomId::parse(id).map_err(|_| Error::broken("a new room has no valid id"))
 }
 
 fn is_published(visibility: &Visibility) -> Result<bool, Refusal> {

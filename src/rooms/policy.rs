@@ -15,14 +15,19 @@ use crate::{
     rooms::{
         self, aliases,
         build::{Built, Draft, Signer},
-        change::{Change, Txn, countersigned::Unsigned},
+        change::{
+            Change, Txn,
+            countersigned::{Countersigned, Unsigned},
+        },
         event::{self, StoredEvent},
         membership::Act,
         relations,
         visibility::Sight,
         vouch::{self, AUTHORISED_VIA, Admission},
     },
-    schema::event_types::{CANONICAL_ALIAS, CREATE, GUEST_ACCESS, MEMBER, POWER_LEVELS, REDACTION},
+    schema::event_types::{
+        CANONICAL_ALIAS, CREATE, GUEST_ACCESS, MEMBER, POWER_LEVELS, REDACTION, TOMBSTONE,
+    },
     schema::rooms::Membership,
     store::{Fault, Read},
 };
@@ -97,6 +102,16 @@ impl Approved {
         Ok((built, unsigned))
     }
 
+    /// Builds the event for a change that is made later, and says whether the room's policy server must sign it first. Errors: as for
+    /// [`Self::build`].
+    pub fn build_ahead(
+        self,
+        change: &mut Change,
+        signer: &Signer,
+    ) -> Result<(Countersigned, Option<Unsigned>)> {
+        change.build_ahead(signer, &self.0)
+    }
+
     /// Builds the event, has it judged by the rules of the room and writes it into the change. Errors: 403
     /// `M_FORBIDDEN` for an event that the rules forbid; 413 as soon as the change is larger than one batch, so that
     /// nobody has more work done than is accepted. (A new room is written out in parts before that.)
@@ -127,6 +142,7 @@ pub fn approve(
     debug_assert_eq!(draft.sender, author.user_id, "an event is built in its author's name");
     debug_assert_eq!(author.user_id.server_name(), server, "only our own users have events built here");
     let judged = require_type(&draft).and_then(|()| require_standing(author, &mut draft));
+    let judged = judged.and_then(|()| require_another_room(change, &draft));
     let judged = judged.and_then(|()| require_in_room(change, author, &draft));
     let judged = judged.and_then(|()| match &draft.state_key {
         Some(_) => judge_state(change, server, author, &mut draft),
@@ -142,6 +158,15 @@ pub fn approve(
 fn require_type(draft: &Draft) -> Result<()> {
     if draft.event_type.is_empty() {
         return Err(Refusal::bad_json("The type of the event is empty; name one.").into());
+    }
+    Ok(())
+}
+
+/// Refuses a tombstone that names its own room: 400 `M_BAD_JSON`. Clients that follow it would come back for ever.
+fn require_another_room(change: &Change, draft: &Draft) -> Result<()> {
+    let named = draft.content.get("replacement_room").and_then(|room| room.as_str());
+    if draft.event_type == TOMBSTONE && named == Some(change.row.id.as_str()) {
+        return Err(Refusal::bad_json("A room cannot be replaced by itself.").into());
     }
     Ok(())
 }

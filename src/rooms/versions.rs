@@ -1,6 +1,8 @@
 //! Room versions: those that this server speaks, and the rules of each.
 
-use ruma::{RoomId, RoomVersionId, room_version_rules::RoomVersionRules};
+use ruma::{RoomId, RoomVersionId, api::error::ErrorKind, room_version_rules::RoomVersionRules};
+
+use crate::error::Refusal;
 
 /// The lowest room version that is spoken.
 pub const LOWEST: u8 = 1;
@@ -58,6 +60,18 @@ pub fn number(version: &RoomVersionId) -> Option<u8> {
     let number: u8 = version.as_str().parse().ok()?;
     // The names of versions are opaque: "012" is another version than "12".
     ((LOWEST..=HIGHEST).contains(&number) && number.to_string() == version.as_str()).then_some(number)
+}
+
+/// Gives the number and the rules of a version that this server speaks. Errors: 400 `M_UNSUPPORTED_ROOM_VERSION`.
+pub fn require(version: &RoomVersionId) -> Result<(u8, &'static RoomVersionRules), Refusal> {
+    let spoken = number(version).and_then(|number| Some((number, find_rules(number)?)));
+    spoken.ok_or_else(|| unsupported(version.as_str()))
+}
+
+/// The refusal of a version that this server does not speak: 400 `M_UNSUPPORTED_ROOM_VERSION`.
+pub fn unsupported(version: &str) -> Refusal {
+    let message = format!("This server does not speak room version {version:.32}.");
+    Refusal::new(ErrorKind::UnsupportedRoomVersion, message)
 }
 
 #[cfg(test)]

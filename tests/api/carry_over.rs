@@ -3,7 +3,7 @@
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use crate::support::{TestClient, TestServer, remote::Remote, room_num};
+use crate::support::{TestClient, TestServer, encoded, remote::Remote, room_num};
 
 async fn create(client: &TestClient, body: Value) -> String {
     let (status, json) = client.post("/_matrix/client/v3/createRoom", body).await;
@@ -116,6 +116,44 @@ async fn settings_come_along_with_a_join_that_another_server_tells() {
     let carried = settings(&bob, &new).await;
     assert_eq!(carried, settings(&bob, &old).await);
     assert_eq!(carried["tags"]["tags"]["m.favourite"]["order"], 0.5);
+    server.assert_whole();
+}
+
+/// The tombstone is told by another server, and comes after the join of a user who was quick to follow.
+#[tokio::test(start_paused = true)]
+async fn settings_and_names_follow_who_was_in_the_new_room_before_the_tombstone_came() {
+    let server = TestServer::new();
+    let (alice, bob, carol) =
+        (server.register("alice").await, server.register("bob").await, server.register("carol").await);
+    let levels = json!({ "users": { &*alice.user_id: 100, "@bob:b.example": 100 } });
+    let body = json!({ "preset": "public_chat", "room_version": "11", "room_alias_name": "here",
+        "visibility": "public", "power_level_content_override": levels });
+    let old = create(&alice, body).await;
+    bob.ok_post(&format!("/join/{old}"), json!({})).await;
+    for client in [&bob, &carol] {
+        set_up(client, &old).await;
+    }
+    let predecessor = json!({ "predecessor": { "room_id": old } });
+    let new = create(&alice, json!({ "preset": "public_chat", "creation_content": predecessor })).await;
+    for client in [&bob, &carol] {
+        client.ok_post(&format!("/join/{new}"), json!({})).await;
+    }
+    let app = server.server().app();
+    let remote = Remote::new(app, &old);
+    remote.join().await;
+    let content = json!({ "body": "gone", "replacement_room": new });
+    let tombstone = remote.event("m.room.tombstone", Some(""), content, &remote.heads());
+    assert_eq!(settings(&bob, &new).await["room"], json!([]));
+    remote.send(tombstone).await;
+    app.env.sleep(std::time::Duration::from_secs(1)).await;
+    assert_eq!(settings(&bob, &new).await, settings(&bob, &old).await);
+    assert_eq!(settings(&carol, &new).await["room"], json!([]), "she was never in the old room");
+    let named = alice.ok_get(&format!("/directory/room/{}", encoded("#here:test.example"))).await;
+    assert_eq!(named["room_id"], new);
+    for (room, visibility) in [(&old, "private"), (&new, "public")] {
+        let listed = alice.ok_get(&format!("/directory/list/room/{}", encoded(room))).await;
+        assert_eq!(listed["visibility"], visibility, "{room}");
+    }
     server.assert_whole();
 }
 

@@ -18,6 +18,12 @@ async fn upgrade(client: &TestClient, room: &str, version: &str) -> String {
     answer["replacement_room"].as_str().unwrap().to_owned()
 }
 
+/// The id of the event that ended a room.
+async fn tombstone_id(client: &TestClient, room: &str) -> Value {
+    let path = format!("/rooms/{}/state/m.room.tombstone/?format=event", encoded(room));
+    client.ok_get(&path).await["event_id"].clone()
+}
+
 async fn content(client: &TestClient, room: &str, kind: &str) -> Value {
     let (status, content) = client.state(room, kind, "").await;
     assert_eq!(status, StatusCode::OK, "{kind}: {content}");
@@ -44,10 +50,16 @@ async fn what_makes_a_room_goes_over_to_the_one_that_replaces_it() {
     });
     let old = alice.create(create).await;
     bob.ok_post(&format!("/join/{}", encoded(&old)), json!({})).await;
+    for (banned, content) in [
+        ("@mallory:else.example", json!({ "membership": "ban", "reason": "spam" })),
+        ("@carol:test.example", json!({ "membership": "ban" })),
+    ] {
+        alice.ok_put(&format!("/rooms/{}/state/m.room.member/{banned}", encoded(&old)), content).await;
+    }
     let new = upgrade(&alice, &old, "11").await;
     let created = content(&alice, &new, "m.room.create").await;
     assert_eq!(created["predecessor"]["room_id"], old);
-    assert!(created["predecessor"]["event_id"].as_str().unwrap().starts_with('$'), "{created}");
+    assert_eq!(created["predecessor"]["event_id"], tombstone_id(&alice, &old).await);
     assert_eq!((&created["type"], &created["m.federate"]), (&json!("m.space"), &json!(false)));
     assert_eq!(created["room_version"], "11");
     assert_eq!(content(&alice, &old, "m.room.tombstone").await["replacement_room"], new);
@@ -61,6 +73,12 @@ async fn what_makes_a_room_goes_over_to_the_one_that_replaces_it() {
     assert_eq!((&levels["kick"], &levels["users"]["@carol:test.example"]), (&json!(51), &json!(60)));
     let (_, child) = alice.state(&new, "m.space.child", "!child:test.example").await;
     assert_eq!(child["via"], json!(["test.example"]));
+    for (banned, content) in [
+        ("@mallory:else.example", json!({ "membership": "ban", "reason": "spam" })),
+        ("@carol:test.example", json!({ "membership": "ban" })),
+    ] {
+        assert_eq!(alice.state(&new, "m.room.member", banned).await, (StatusCode::OK, content));
+    }
     for (kind, key) in
         [("m.space.child", "!gone:test.example"), ("org.example.own", ""), ("m.room.member", &bob.user_id)]
     {
@@ -84,6 +102,36 @@ async fn what_makes_a_room_goes_over_to_the_one_that_replaces_it() {
     let say = format!("/_matrix/client/v3/rooms/{}/send/m.room.message/t1", encoded(&old));
     let (status, refused) = bob.put(&say, json!({ "msgtype": "m.text", "body": "still here" })).await;
     assert_eq!(status, StatusCode::FORBIDDEN, "{refused}");
+    server.assert_whole();
+}
+
+/// The tombstone is built before the new room is there, so that others write to the old one meanwhile.
+#[tokio::test(start_paused = true)]
+async fn a_room_names_the_tombstone_of_one_that_went_on_while_it_was_replaced() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    for version in ["2", "10", "11"] {
+        let old = alice.create(json!({ "room_version": version })).await;
+        let talk = async {
+            for number in 0..20 {
+                alice.say(&old, &format!("t{number}"), "I go on").await;
+            }
+        };
+        let (new, ()) = tokio::join!(upgrade(&alice, &old, "10"), talk);
+        let created = content(&alice, &new, "m.room.create").await;
+        assert_eq!(created["predecessor"]["event_id"], tombstone_id(&alice, &old).await, "{version}");
+        assert_eq!(content(&alice, &old, "m.room.tombstone").await["replacement_room"], new);
+        // It does not stand on the event that the room got before it, which is newer than it.
+        let page = alice.ok_get(&format!("/rooms/{}/messages?dir=b&limit=100", encoded(&old))).await;
+        let ids: Vec<&Value> = page["chunk"].as_array().unwrap().iter().map(|it| &it["event_id"]).collect();
+        let at = ids.iter().position(|id| **id == created["predecessor"]["event_id"]).unwrap();
+        let filter = json!({ "event_format": "federation", "room": { "timeline": { "limit": 100 } } });
+        let sync = alice.ok_get(&format!("/sync?filter={}", encoded(&filter.to_string()))).await;
+        let events = sync["rooms"]["join"][&old]["timeline"]["events"].as_array().unwrap();
+        let tombstone = events.iter().find(|event| event["type"] == "m.room.tombstone").unwrap();
+        let before = ids[at + 1].as_str().unwrap();
+        assert!(!tombstone["prev_events"].to_string().contains(before), "{version}: {tombstone}");
+    }
     server.assert_whole();
 }
 
@@ -134,12 +182,16 @@ async fn nobody_replaces_a_room_who_may_not() {
         (&carol, &*room, "11", StatusCode::FORBIDDEN, "M_FORBIDDEN"),
         (&alice, "!nowhere:test.example", "11", StatusCode::FORBIDDEN, "M_FORBIDDEN"),
         (&alice, &*room, "99", StatusCode::BAD_REQUEST, "M_UNSUPPORTED_ROOM_VERSION"),
+        (&alice, &*room, "no_version", StatusCode::BAD_REQUEST, "M_UNSUPPORTED_ROOM_VERSION"),
     ] {
         let (found, refused) = try_upgrade(client, room, json!({ "new_version": version })).await;
         assert_eq!((found, refused["errcode"].as_str()), (status, Some(code)), "{refused}");
     }
     let body = json!({ "new_version": "12", "additional_creators": ["not a user"] });
     assert_eq!(try_upgrade(&alice, &room, body).await.0, StatusCode::BAD_REQUEST);
+    let tombstone = format!("/_matrix/client/v3/rooms/{}/state/m.room.tombstone", encoded(&room));
+    let (status, refused) = alice.put(&tombstone, json!({ "body": "x", "replacement_room": room })).await;
+    assert_eq!((status, &refused["errcode"]), (StatusCode::BAD_REQUEST, &json!("M_BAD_JSON")), "{refused}");
     let rooms = alice.ok_get("/joined_rooms").await;
     assert_eq!(rooms["joined_rooms"], json!([room]), "no room is left over");
     let named = alice.ok_get(&format!("/directory/room/{}", encoded("#here:test.example"))).await;
@@ -152,16 +204,29 @@ async fn members_of_other_servers_go_over_with_their_settings() {
     let federated = Federated::new(&["a.example", "b.example"]);
     let (alice, bob) =
         (federated.server(0).register("alice").await, federated.server(1).register("bob").await);
-    let old = alice.create(json!({ "preset": "public_chat", "room_version": "11" })).await;
+    let levels = json!({ "users": { &*alice.user_id: 100, &*bob.user_id: 100 } });
+    let create =
+        json!({ "preset": "public_chat", "room_version": "11", "power_level_content_override": levels });
+    let old = alice.create(create).await;
     bob.ok_post(&format!("/join/{}?server_name=a.example", encoded(&old)), json!({})).await;
+    // Names that another server than that of the upgrade gave the room follow the first of its users.
+    let alias = format!("/directory/room/{}", encoded("#here:b.example"));
+    bob.ok_put(&alias, json!({ "room_id": old })).await;
+    let listed = |room: &str| format!("/directory/list/room/{}", encoded(room));
+    bob.ok_put(&listed(&old), json!({ "visibility": "public" })).await;
     let tag =
         |room: &str| format!("/user/{}/rooms/{}/tags/m.favourite", encoded(&bob.user_id), encoded(room));
     bob.ok_put(&tag(&old), json!({ "order": 0.5 })).await;
     let new = upgrade(&alice, &old, "12").await;
     bob.server.server().app().env.sleep(std::time::Duration::from_secs(10)).await;
     assert_eq!(content(&bob, &old, "m.room.tombstone").await["replacement_room"], new);
+    assert_eq!(bob.ok_get(&alias).await["room_id"], old);
     bob.ok_post(&format!("/join/{}?server_name=a.example", encoded(&new)), json!({})).await;
     bob.server.server().app().env.sleep(std::time::Duration::from_secs(10)).await;
     let tags = bob.ok_get(&format!("/user/{}/rooms/{}/tags", encoded(&bob.user_id), encoded(&new))).await;
     assert!(tags["tags"]["m.favourite"].is_object(), "{tags}");
+    assert_eq!(bob.ok_get(&alias).await["room_id"], new);
+    for (room, visibility) in [(&old, "private"), (&new, "public")] {
+        assert_eq!(bob.ok_get(&listed(room)).await["visibility"], visibility, "{room}");
+    }
 }

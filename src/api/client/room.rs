@@ -1,7 +1,7 @@
 //! Creates rooms, and reads single things of a room: its aliases, an event, the event at a moment.
 
 use ruma::{
-    MilliSecondsSinceUnixEpoch, UInt,
+    MilliSecondsSinceUnixEpoch, RoomVersionId, UInt,
     api::client::room::{
         aliases as list_aliases, create_room, get_event_by_timestamp, get_room_event, upgrade_room,
     },
@@ -24,6 +24,7 @@ use crate::{
         remote::read_back,
         room::{aliases, look, upgrade},
     },
+    rooms::versions,
 };
 
 pub(crate) fn routes(r: &mut Routes) {
@@ -34,21 +35,34 @@ pub(crate) fn routes(r: &mut Routes) {
     r.client(get_event_by_timestamp).limit(Limit::Read);
 }
 
+/// Refuses a version whose name is none that a version can have, as any other that this server does not speak: 400
+/// `M_UNSUPPORTED_ROOM_VERSION`. Ruma would call it a wrong parameter.
+fn require_version<R>(request: &Raw<R>, field: &str) -> Result<()> {
+    let named = request.body.field(field).and_then(|text| serde_json::from_str::<String>(text).ok());
+    match named.filter(|name| RoomVersionId::try_from(name.as_str()).is_err()) {
+        Some(name) => Err(versions::unsupported(&name).into()),
+        None => Ok(()),
+    }
+}
+
 /// `POST /_matrix/client/v3/createRoom`
 pub(crate) async fn create_room(
     app: App,
-    client: Client<create_room::v3::Request>,
+    client: Client<Raw<create_room::v3::Request>>,
 ) -> Result<create_room::v3::Response> {
-    let room_id = membership::create(&app, &client.caller, client.request).await?;
+    require_version(&client.request, "room_version")?;
+    let room_id = membership::create(&app, &client.caller, client.request.read()?).await?;
     Ok(create_room::v3::Response::new(room_id))
 }
 
 /// `POST /_matrix/client/v3/rooms/{roomId}/upgrade`
 pub(crate) async fn upgrade_room(
     app: App,
-    client: Client<upgrade_room::v3::Request>,
+    client: Client<Raw<upgrade_room::v3::Request>>,
 ) -> Result<upgrade_room::v3::Response> {
-    let upgrade_room::v3::Request { room_id, new_version, additional_creators, .. } = client.request;
+    require_version(&client.request, "new_version")?;
+    let request = client.request.read()?;
+    let upgrade_room::v3::Request { room_id, new_version, additional_creators, .. } = request;
     let replaced = upgrade::upgrade(&app, &client.caller, &room_id, new_version, additional_creators).await?;
     Ok(upgrade_room::v3::Response::new(replaced))
 }

@@ -32,6 +32,9 @@ use crate::{
     },
 };
 
+/// At most this many users who were in the new room before the old one's tombstone came have their settings carried over.
+const EARLY_MAX: usize = 500;
+
 /// Gives the room that another one replaces, as its create event says.
 fn predecessor(create: &str) -> Option<OwnedRoomId> {
     #[derive(Deserialize)]
@@ -76,21 +79,42 @@ pub(crate) fn promise(app: &App, change: &mut Change, user: UserNum) -> Result<O
     Ok(Some(jobs::promise(app, &mut change.batch, &job)))
 }
 
-/// Promises the same in the batch in which a user sets the tombstone of a room, if they are in the new room already: who
-/// replaces a room makes the new one first.
-pub(crate) fn promise_to_author(app: &App, change: &mut Change, user: UserNum) -> Result<Option<Timer>> {
+/// The room that replaces this one, as both of them say.
+fn find_replacement(change: &mut Change) -> Result<Option<(RoomNum, OwnedRoomId)>> {
     let tombstone = change.state(TOMBSTONE, "")?;
     let to = tombstone.and_then(|event| replacement(event.parsed.content.get()));
     let Some(to) = to else { return Ok(None) };
     let Some(room) = rooms::find_room(&change.batch, &to)? else { return Ok(None) };
     let create = rooms::find_state(&change.batch, room, CREATE, "")?;
-    let names_this =
-        create.and_then(|event| predecessor(event.row.content())).as_ref() == Some(&change.row.id);
-    if !names_this || !members::is_joined(&change.batch, user, room)? {
+    let named = create.and_then(|event| predecessor(event.row.content()));
+    Ok((named.as_ref() == Some(&change.row.id)).then_some((room, to)))
+}
+
+/// Promises the same in the batch in which a user sets the tombstone of a room, if they are in the new room already: who
+/// replaces a room makes the new one first.
+pub(crate) fn promise_to_author(app: &App, change: &mut Change, user: UserNum) -> Result<Option<Timer>> {
+    let Some((room, to)) = find_replacement(change)? else { return Ok(None) };
+    if !members::is_joined(&change.batch, user, room)? {
         return Ok(None);
     }
     let job = Job::CarryOver { user, room, moved: Move { from: change.row.id.clone(), to } };
     Ok(Some(jobs::promise(app, &mut change.batch, &job)))
+}
+
+/// Promises the same in the batch in which another server's tombstone comes, to users of ours who were quicker: they are in the new
+/// room already.
+pub(crate) fn promise_to_early(app: &App, change: &mut Change) -> Result<Vec<Timer>> {
+    let Some((room, to)) = find_replacement(change)? else { return Ok(Vec::new()) };
+    let early: Vec<UserNum> =
+        members::joined_local_users(&change.batch, room)?.take(EARLY_MAX).collect::<Result<_, _>>()?;
+    let mut promised = Vec::new();
+    for user in early {
+        if was_ever_in(&change.batch, user, change.num)? {
+            let moved = Move { from: change.row.id.clone(), to: to.clone() };
+            promised.push(jobs::promise(app, &mut change.batch, &Job::CarryOver { user, room, moved }));
+        }
+    }
+    Ok(promised)
 }
 
 /// Whether the user is or was in a room; an invitation alone is not enough.

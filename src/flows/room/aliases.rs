@@ -53,7 +53,7 @@ pub(crate) async fn remove(app: &App, caller: &Caller, alias: &RoomAliasId) -> R
     aliases::check(alias, app.rooms.signer().server()).map_err(|_| unknown())?;
     let row = aliases::find(&*app.store.snapshot(), alias)?.ok_or_else(unknown)?;
     let (owned, caller, alias) = (app.clone(), caller.clone(), alias.to_owned());
-    own_events::in_room_and_server(app, row.room, move |change| {
+    own_events::in_room_and_server(app, row.room, Vec::new(), move |change| {
         let row = aliases::find(&change.batch, &alias)?.filter(|row| row.room == change.num);
         let row = row.ok_or_else(|| Error::from(Refusal::not_found("There is no such alias.")))?;
         let is_joined = members::is_joined(&change.batch, caller.user, change.num)?;

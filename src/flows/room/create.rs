@@ -10,7 +10,7 @@ use ruma::{
 
 use crate::{
     accounts::Caller,
-    config::{self, EncryptNew},
+    config::EncryptNew,
     error::{Error, Refusal, Result},
     flows::{
         App,
@@ -23,7 +23,7 @@ use crate::{
         build::Draft,
         change::Change,
         directory,
-        plan::Plan,
+        plan::{Given, Plan},
         policy::{self, Author},
         turns::Seat,
     },
@@ -43,23 +43,35 @@ pub(crate) struct Created {
 ///
 /// Users of other servers are left to be invited, because their servers take part in that.
 pub(crate) async fn create(app: &App, caller: &Caller, request: Request) -> Result<Created> {
-    make(app, caller, request, app.config.rooms.encrypt_new).await
+    make(app, caller, request, app.config.rooms.encrypt_new, None).await
 }
 
 /// Like [`create`], for a room that takes the place of another one. It is encrypted as the request says, whatever the settings say of new
-/// rooms, because encryption cannot be taken back from those who go over to it.
-pub(crate) async fn replacement(app: &App, caller: &Caller, request: Request) -> Result<Created> {
-    make(app, caller, request, EncryptNew::Off).await
+/// rooms, because encryption cannot be taken back from those who go over to it. It gets the id that was chosen for it before, if one was.
+pub(crate) async fn replacement(
+    app: &App,
+    caller: &Caller,
+    request: Request,
+    id: Option<OwnedRoomId>,
+) -> Result<Created> {
+    make(app, caller, request, EncryptNew::Off, id).await
 }
 
-async fn make(app: &App, caller: &Caller, request: Request, encrypt_new: EncryptNew) -> Result<Created> {
+async fn make(
+    app: &App,
+    caller: &Caller,
+    request: Request,
+    encrypt_new: EncryptNew,
+    id: Option<OwnedRoomId>,
+) -> Result<Created> {
     let num = app.rooms.next_num(&app.store.view())?;
     let (owned, author) = (app.clone(), Author::from(caller));
     let plan = move || {
         let server = owned.rooms.signer().server();
-        let settings = config::Rooms { encrypt_new, ..owned.config.rooms.clone() };
         let source = Source::User(author.user);
-        let plan = Plan::of(&owned.env, server, &settings, author, request)?;
+        let default_version = &owned.config.rooms.default_version;
+        let given = Given { server, default_version, encrypt_new, id };
+        let plan = Plan::of(&owned.env, given, author, request)?;
         owned.limits.take_more(Limit::Membership, source, plan.count_memberships())?;
         owned.limits.take_more(Limit::Send, source, plan.count_initial_state())?;
         plan.require_reachable(&*owned.store.snapshot(), server)?;

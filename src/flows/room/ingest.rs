@@ -42,7 +42,10 @@ use crate::{
         state::Sketch,
         turns::Pace,
     },
-    schema::{event_types::MERGE, rooms::Membership},
+    schema::{
+        event_types::{MERGE, TOMBSTONE},
+        rooms::Membership,
+    },
     store::timer::Timer,
 };
 
@@ -214,6 +217,11 @@ async fn take_turn(
                         && let Some(user) = find_newcomer(&owned, change, stored)?
                     {
                         turn.promised.extend(carry_over::promise(&owned, change, user)?);
+                    }
+                    if let Outcome::Accepted(stored) = &outcome
+                        && stored.row.event_type() == TOMBSTONE
+                    {
+                        turn.promised.extend(carry_over::promise_to_early(&owned, change)?);
                     }
                     turn.outcomes.push(outcome);
                 }

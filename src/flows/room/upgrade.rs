@@ -2,12 +2,15 @@
 //!
 //! The new room is made first. Then one change to the old room sets its tombstone and moves what names it: so the room is never
 //! replaced by one that is not there. Should the process end in between, a room is left over that nobody names.
+//!
+//! The new room names the event that ends the old one. So the tombstone is built before everything else and held until the new room is
+//! there, except where the new room's id is not known before it is made, and the tombstone alone links the two (room version 12).
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, ops::ControlFlow};
 
 use ruma::{
-    CanonicalJsonObject, CanonicalJsonValue, Int, OwnedRoomId, OwnedUserId, RoomId, RoomVersionId, UserId,
-    api::client::room::create_room::v3::Request, serde::Raw,
+    CanonicalJsonObject, CanonicalJsonValue, Int, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId,
+    RoomVersionId, UserId, api::client::room::create_room::v3::Request, serde::Raw,
 };
 use serde::Deserialize;
 use serde_json::{Map, Value, json, value::RawValue};
@@ -19,24 +22,27 @@ use crate::{
         App,
         account::carry_over,
         commit, jobs, own_events,
-        room::{create, membership, presence, send},
+        room::{create, membership, names, presence, send},
     },
     ids::RoomNum,
     rooms::{
-        self, aliases,
+        self,
         build::Draft,
-        change::Change,
-        directory, event, members,
+        change::{Change, countersigned::Countersigned},
+        event, members, plan,
         policy::{self, Author},
         power::Power,
         spaces, versions,
         view::RoomView,
     },
-    schema::event_types::{
-        AVATAR, CANONICAL_ALIAS, CREATE, ENCRYPTION, GUEST_ACCESS, HISTORY_VISIBILITY, JOIN_RULES, NAME,
-        POWER_LEVELS, SERVER_ACL, SPACE_CHILD, TOMBSTONE, TOPIC,
+    schema::{
+        event_types::{
+            AVATAR, CANONICAL_ALIAS, CREATE, ENCRYPTION, GUEST_ACCESS, HISTORY_VISIBILITY, JOIN_RULES,
+            MEMBER, NAME, POWER_LEVELS, SERVER_ACL, SPACE_CHILD, TOMBSTONE, TOPIC,
+        },
+        rooms::Membership,
     },
-    store::{LogEntry, Read},
+    store::Read,
 };
 
 /// The state that goes over to the new room, beside the power levels, and its content where the old room has none of it and
@@ -53,6 +59,11 @@ const CARRIED: [(&str, Option<(&str, &str)>); 8] = [
 ];
 /// At most this many children of a space go over to the new room.
 const CHILDREN_MAX: usize = 500;
+/// At most this many bans go over to the new room.
+const BANS_MAX: usize = 400;
+/// Bans are looked for among at most this many members of the old room, in pages of these sizes.
+const MEMBERS_LOOKED_AT_MAX: usize = 50_000;
+const MEMBERS_AT_ONCE: (usize, usize) = (1_000, 4_000);
 /// The fields of power levels that hold a level.
 const LEVELS: [&str; 7] =
     ["ban", "events_default", "invite", "kick", "redact", "state_default", "users_default"];
@@ -63,10 +74,12 @@ const MODERATOR: i64 = 50;
 /// The level of who stood above all levels, in a room where nobody does.
 const ADMIN: i64 = 100;
 
-/// The room that is replaced, as the new one needs it.
-struct Old {
-    num: RoomNum,
-    request: Request,
+/// The end of a room, before it is replaced.
+struct End {
+    /// The id that the new room will have.
+    replaced_by: OwnedRoomId,
+    /// The tombstone, which is not part of the room yet.
+    event: Countersigned,
 }
 
 /// Replaces a room by a new one, and gives the id of that. Errors: 403 `M_FORBIDDEN` for a caller who may not set the room's
@@ -78,17 +91,22 @@ pub(crate) async fn upgrade(
     version: RoomVersionId,
     additional_creators: Vec<OwnedUserId>,
 ) -> Result<OwnedRoomId> {
-    let (owned, by, room) = (app.clone(), caller.clone(), room.to_owned());
-    let read = move || Old::read(&owned, &by, &room, version, &additional_creators);
-    let old = app.env.blocking(read).await?;
-    let new = create::replacement(app, caller, old.request).await?.room_id;
-    let canonical = match replace(app, caller, old.num, &new).await {
+    let num = commit::require_num(app, room)?;
+    let is_id_hashed = versions::require(&version)?.1.authorization.room_create_event_id_as_room_id;
+    let end = if is_id_hashed { None } else { Some(End::build(app, caller, num).await?) };
+    let (owned, by, ended_by) =
+        (app.clone(), caller.clone(), end.as_ref().map(|end| end.event.id().to_owned()));
+    let read = move || read_request(&owned, &by, num, version, &additional_creators, ended_by);
+    let request = app.env.blocking(read).await?;
+    let (id, tombstone) = end.map(|end| (end.replaced_by, end.event)).unzip();
+    let new = create::replacement(app, caller, request, id).await?.room_id;
+    let canonical = match replace(app, caller, num, &new, tombstone).await {
         Ok(canonical) => canonical,
         Err(why) => {
             // A room that replaces none is of use to nobody.
-            let num = commit::require_num(app, &new)?;
-            if let Err(error) = membership::leave(app, caller, num, None).await {
-                tracing::info!(room = %old.num, %new, %error, "a room that replaces none is left in vain");
+            let made = commit::require_num(app, &new)?;
+            if let Err(error) = membership::leave(app, caller, made, None).await {
+                tracing::info!(room = %num, %new, %error, "a room that replaces none is left in vain");
             }
             return Err(why);
         }
@@ -98,85 +116,110 @@ pub(crate) async fn upgrade(
         let piece = send::Piece { event_type, state_key, content, sticky_ms: None };
         // The aliases name the new room by now, whatever becomes of this.
         if let Err(error) = send::set_state(app, caller, &new, piece).await {
-            tracing::info!(room = %old.num, %new, %error, "a new room gets no canonical alias");
+            tracing::info!(room = %num, %new, %error, "a new room gets no canonical alias");
         }
     }
     Ok(new)
 }
 
-impl Old {
-    fn read(
-        app: &App,
-        caller: &Caller,
-        room: &RoomId,
-        version: RoomVersionId,
-        additional_creators: &[OwnedUserId],
-    ) -> Result<Self> {
-        let snapshot = app.store.snapshot();
-        let not_in_room = || Error::from(commit::not_in_room());
-        let num = rooms::find_room(&*snapshot, room)?.ok_or_else(not_in_room)?;
-        let row = rooms::require_row(&*snapshot, num)?;
-        if !members::is_joined(&*snapshot, caller.user, num)? {
-            return Err(not_in_room());
-        }
-        let power = Power::read(RoomView { read: &*snapshot, num, row: &row })?;
-        require_may(&power, &caller.user_id)?;
-        let content = |event_type: &str| -> Result<Option<Value>> {
-            let stored = rooms::find_state(&*snapshot, num, event_type, "")?;
-            Ok(stored.and_then(|stored| serde_json::from_str(stored.row.content()).ok()))
-        };
-        let mut request = Request::new();
-        let create = content(CREATE)?.unwrap_or_default();
-        let newest = row.heads.first().map(|head| event::event_id(&head.key, row.version));
-        let rules = versions::number(&version).and_then(versions::find_rules);
-        let rules = rules.map(|rules| &rules.authorization);
-        let mut predecessor = Map::from_iter([("room_id".to_owned(), json!(room))]);
-        // The hash of a create event is the id of the new room from version 12 on, where the tombstone alone says it.
-        if let Some(newest) = newest.filter(|_| rules.is_some_and(|it| !it.room_create_event_id_as_room_id)) {
-            predecessor.insert("event_id".to_owned(), json!(newest));
-        }
-        let mut creation = Map::from_iter([("predecessor".to_owned(), Value::Object(predecessor))]);
-        for field in ["type", "m.federate"] {
-            if let Some(value) = create.get(field) {
-                creation.insert(field.to_owned(), value.clone());
-            }
-        }
-        let has_creators = rules.is_some_and(|rules| rules.additional_room_creators);
-        if has_creators && !additional_creators.is_empty() {
-            creation.insert("additional_creators".to_owned(), json!(additional_creators));
-        }
-        let creation = Value::Object(creation);
-        request.creation_content = Some(raw(&creation)?);
-        for (event_type, fallback) in CARRIED {
-            let carried =
-                content(event_type)?.filter(|content| content.as_object().is_some_and(|it| !it.is_empty()));
-            let carried = carried.or_else(|| fallback.map(|(field, value)| json!({ (field): value })));
-            if let Some(carried) = carried {
-                request.initial_state.push(state_event(event_type, "", &carried)?);
-            }
-        }
-        for (key, content) in list_children(&*snapshot, num)? {
-            request.initial_state.push(state_event(SPACE_CHILD, &key, &content)?);
-        }
-        if let Some(levels) = content(POWER_LEVELS)?.and_then(|levels| object(&levels)) {
-            let mut creators = BTreeSet::new();
-            let mut stood_above = Vec::new();
-            if rules.is_some_and(|rules| rules.explicitly_privilege_room_creators) {
-                creators.insert(&*caller.user_id);
-                creators.extend(additional_creators.iter().map(|user| &**user));
-            } else {
-                // Who stood above all levels keeps a high one where nobody stands above them any more.
-                stood_above = power.list_privileged_creators();
-            }
-            let levels = Levels::carried(levels, &caller.user_id, &creators, &stood_above);
-            request.power_level_content_override = Some(raw(&levels.first)?);
-            if let Some(last) = &levels.last {
-                request.initial_state.push(state_event(POWER_LEVELS, "", last)?);
-            }
-        }
-        request.room_version = Some(version);
-        Ok(Self { num, request })
+impl End {
+    /// Chooses the id of the room that will replace this one, and builds the tombstone that names it.
+    async fn build(app: &App, caller: &Caller, num: RoomNum) -> Result<Self> {
+        let replaced_by = plan::choose_room_id(&app.env, app.rooms.signer().server())?;
+        let (owned, author, new) = (app.clone(), Author::from(caller), replaced_by.clone());
+        let event = own_events::build_ahead(app, num, move |change: &mut Change| {
+            let power = change.power()?;
+            require_may(&power, &author.user_id)?;
+            let (content, now_ms) = (tombstone(&new)?, owned.env.event_ms());
+            let draft = Draft::state(author.user_id.clone(), TOMBSTONE, "", content, now_ms);
+            let signer = owned.rooms.signer();
+            policy::approve(change, signer.server(), &author, draft)?.build_ahead(change, signer)
+        });
+        Ok(Self { event: event.await?, replaced_by })
     }
+}
+
+fn tombstone(new: &RoomId) -> Result<CanonicalJsonObject> {
+    let content = json!({ "body": "This room has been replaced", "replacement_room": new });
+    object(&content).ok_or_else(|| Error::broken("a tombstone has odd content"))
+}
+
+/// Reads the old room, and gives the request that makes the new one. `ended_by` is the old one's tombstone, where its id is known.
+fn read_request(
+    app: &App,
+    caller: &Caller,
+    num: RoomNum,
+    version: RoomVersionId,
+    additional_creators: &[OwnedUserId],
+    ended_by: Option<OwnedEventId>,
+) -> Result<Request> {
+    let snapshot = app.store.snapshot();
+    let row = rooms::require_row(&*snapshot, num)?;
+    if !members::is_joined(&*snapshot, caller.user, num)? {
+        return Err(commit::not_in_room().into());
+    }
+    let power = Power::read(RoomView { read: &*snapshot, num, row: &row })?;
+    require_may(&power, &caller.user_id)?;
+    let content = |event_type: &str| -> Result<Option<Value>> {
+        let stored = rooms::find_state(&*snapshot, num, event_type, "")?;
+        Ok(stored.and_then(|stored| serde_json::from_str(stored.row.content()).ok()))
+    };
+    let mut request = Request::new();
+    let create = content(CREATE)?.unwrap_or_default();
+    let rules = &versions::require(&version)?.1.authorization;
+    let mut predecessor = Map::from_iter([("room_id".to_owned(), json!(row.id))]);
+    predecessor.extend(ended_by.map(|event| ("event_id".to_owned(), json!(event))));
+    let mut creation = Map::from_iter([("predecessor".to_owned(), Value::Object(predecessor))]);
+    for field in ["type", "m.federate"] {
+        if let Some(value) = create.get(field) {
+            creation.insert(field.to_owned(), value.clone());
+        }
+    }
+    if rules.additional_room_creators && !additional_creators.is_empty() {
+        creation.insert("additional_creators".to_owned(), json!(additional_creators));
+    }
+    let creation = Value::Object(creation);
+    request.creation_content = Some(raw(&creation)?);
+    for (event_type, fallback) in CARRIED {
+        let carried =
+            content(event_type)?.filter(|content| content.as_object().is_some_and(|it| !it.is_empty()));
+        let carried = carried.or_else(|| fallback.map(|(field, value)| json!({ (field): value })));
+        if let Some(carried) = carried {
+            request.initial_state.push(state_event(event_type, "", &carried)?);
+        }
+    }
+    for (key, content) in list_children(&*snapshot, num)? {
+        request.initial_state.push(state_event(SPACE_CHILD, &key, &content)?);
+    }
+    let mut creators = BTreeSet::new();
+    let mut stood_above = Vec::new();
+    if rules.explicitly_privilege_room_creators {
+        creators.insert(&*caller.user_id);
+        creators.extend(additional_creators.iter().map(|user| &**user));
+    } else {
+        // Who stood above all levels keeps a high one where nobody stands above them any more.
+        stood_above = power.list_privileged_creators();
+    }
+    let levels = content(POWER_LEVELS)?.and_then(|levels| object(&levels));
+    let levels = levels.map(|levels| Levels::carried(levels, &caller.user_id, &creators, &stood_above));
+    let maker = &*caller.user_id;
+    let stands_above = |user: &UserId| {
+        let exceeds = |levels: &Levels| creators.contains(maker) || levels.of(maker) > levels.of(user);
+        !creators.contains(user) && levels.as_ref().is_none_or(exceeds)
+    };
+    for (user, content) in list_bans(&*snapshot, num)? {
+        if stands_above(&user) {
+            request.initial_state.push(state_event(MEMBER, user.as_str(), &content)?);
+        }
+    }
+    if let Some(levels) = &levels {
+        request.power_level_content_override = Some(raw(&levels.first)?);
+        if let Some(last) = &levels.last {
+            request.initial_state.push(state_event(POWER_LEVELS, "", last)?);
+        }
+    }
+    request.room_version = Some(version);
+    Ok(request)
 }
 
 fn require_may(power: &Power, user: &UserId) -> Result<()> {
@@ -184,6 +227,37 @@ fn require_may(power: &Power, user: &UserId) -> Result<()> {
         return Ok(());
     }
     Err(Refusal::forbidden("Your power level does not suffice to replace this room.").into())
+}
+
+/// Lists users who are banned from a room, each with the content of the ban. The specification leaves memberships behind because no server
+/// speaks for the users of others; a ban is the word of whoever replaces the room, and without it the banned would be back.
+fn list_bans(read: &(impl Read + ?Sized), num: RoomNum) -> Result<Vec<(OwnedUserId, Value)>> {
+    let mut bans = Vec::new();
+    let mut looked_at = 0;
+    members::walk(read, num, MEMBERS_AT_ONCE, |some| {
+        let keys = some.iter().map(|(_, key)| *key).collect();
+        let memberships = members::list_memberships(read, num, keys, None)?;
+        for (user, key) in some {
+            if let Some((event, Membership::Ban)) = memberships.get(key)
+                && let Ok(user) = OwnedUserId::try_from(user.as_str())
+                && let Some(stored) = event::find_anywhere(read, num, *event)?
+                && bans.len() < BANS_MAX
+            {
+                bans.push((user, ban(stored.row.content())));
+            }
+        }
+        looked_at += some.len();
+        let is_enough = bans.len() >= BANS_MAX || looked_at >= MEMBERS_LOOKED_AT_MAX;
+        Ok(if is_enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    })?;
+    Ok(bans)
+}
+
+/// The content of a ban without what it says of the user's profile.
+fn ban(content: &str) -> Value {
+    let content: Map<String, Value> = serde_json::from_str(content).unwrap_or_default();
+    let kept = content.into_iter().filter(|(field, _)| field == "membership" || field == "reason");
+    Value::Object(kept.collect())
 }
 
 /// Lists the children that a space names, by their state keys, with the contents of the events.
@@ -209,6 +283,13 @@ struct Levels {
 }
 
 impl Levels {
+    /// The level of a user while the room is made.
+    fn of(&self, user: &UserId) -> i64 {
+        let own = self.first.get("users").and_then(|users| users.get(user.as_str()));
+        let level = own.or_else(|| self.first.get("users_default"));
+        level.and_then(Value::as_i64).unwrap_or_default()
+    }
+
     /// Carries levels over for the user who makes the new room. `creators` stand above all levels in it, and `stood_above` did so
     /// in the old one.
     fn carried(
@@ -307,6 +388,7 @@ async fn replace(
     caller: &Caller,
     num: RoomNum,
     new: &RoomId,
+    built: Option<Countersigned>,
 ) -> Result<Option<CanonicalJsonObject>> {
     let (owned, author, new) = (app.clone(), Author::from(caller), new.to_owned());
     presence::note_active(app, caller);
@@ -315,44 +397,34 @@ async fn replace(
         require_may(&power, &author.user_id)?;
         let to = rooms::find_room(&change.batch, &new)?;
         let to = to.ok_or_else(|| Error::broken("a room that was just made is not there"))?;
-        let add = |change: &mut Change, event_type: &str, content: &Value| -> Result<()> {
-            let content = object(content).ok_or_else(|| Error::broken("an event has odd content"))?;
+        let add = |change: &mut Change, event_type: &str, content: CanonicalJsonObject| -> Result<()> {
             let now_ms = owned.env.event_ms();
             let draft = Draft::state(author.user_id.clone(), event_type, "", content, now_ms);
             let signer = owned.rooms.signer();
             policy::approve(change, signer.server(), &author, draft)?.add(change, signer)?;
             Ok(())
         };
-        add(change, TOMBSTONE, &json!({ "body": "This room has been replaced", "replacement_room": new }))?;
+        add(change, TOMBSTONE, tombstone(&new)?)?;
         let promised = carry_over::promise_to_author(&owned, change, author.user)?;
         let canonical = move_names(change, to)?;
         if canonical.is_some() && power.may_send_state(&author.user_id, CANONICAL_ALIAS)? {
-            add(change, CANONICAL_ALIAS, &json!({}))?;
+            add(change, CANONICAL_ALIAS, CanonicalJsonObject::new())?;
         }
         if let Some(levels) = silenced(change, &power, &author.user_id)? {
-            add(change, POWER_LEVELS, &json!(levels))?;
+            add(change, POWER_LEVELS, levels)?;
         }
         Ok((canonical, promised))
     };
-    let (canonical, promised) = own_events::in_room_and_server(app, num, work).await?;
+    let built = built.into_iter().collect();
+    let (canonical, promised) = own_events::in_room_and_server(app, num, built, work).await?;
     jobs::keep(app, promised).await?;
     Ok(canonical)
 }
 
-/// Moves the aliases of this server and the place in the directory to the new room. Gives the canonical alias without those that
-/// did not move, unless nothing is left of it.
+/// Moves the names of the old room to the new one. Gives the canonical alias without those that did not move, unless nothing is left of
+/// it.
 fn move_names(change: &mut Change, to: RoomNum) -> Result<Option<CanonicalJsonObject>> {
-    let mut moved = BTreeSet::new();
-    change.batch.position(&LogEntry::Server);
-    for alias in aliases::list(&change.batch, change.num)? {
-        let Some(row) = aliases::find(&change.batch, &alias)? else { continue };
-        aliases::move_to(&mut change.batch, &alias, &row, to);
-        moved.insert(alias.to_string());
-    }
-    if directory::is_published(&change.batch, change.num)? {
-        directory::publish(&mut change.batch, change.num, false);
-        directory::publish(&mut change.batch, to, true);
-    }
+    let moved = names::move_to(change, to)?;
     let Some(canonical) = change.state(CANONICAL_ALIAS, "")? else { return Ok(None) };
     let Ok(mut content) = serde_json::from_str::<CanonicalJsonObject>(canonical.parsed.content.get()) else {
         return Ok(None);

@@ -10,7 +10,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use ruma::room_version_rules::RoomVersionRules;
+use ruma::{EventId, room_version_rules::RoomVersionRules};
 
 use super::{
     Change,
@@ -62,14 +62,20 @@ impl Unsigned {
     }
 }
 
-/// An event of one of our users with the signature of a policy server, where it needs that.
+/// An event of one of our users that was built before the change that adds it, with the signature of a policy server where it needs
+/// that.
 #[derive(Clone, Debug)]
-pub(crate) struct Countersigned {
+pub struct Countersigned {
     draft: Draft,
     event: Received,
 }
 
 impl Countersigned {
+    /// The id that the event has once it is added.
+    pub(crate) fn id(&self) -> &EventId {
+        self.event.id()
+    }
+
     /// The event with all its signatures.
     pub(crate) fn into_event(self) -> Received {
         self.event
@@ -79,7 +85,7 @@ impl Countersigned {
 /// The signatures of policy servers for the events of a change.
 #[derive(Default)]
 pub(super) struct Signatures {
-    /// The signed events that the change may add.
+    /// The events that were built before, and that the change may add.
     given: Vec<Countersigned>,
     resolver: Option<Arc<Resolver>>,
     /// The first event that lacks the signature.
@@ -98,7 +104,7 @@ impl Change {
         Ok(is_joined.then_some(server))
     }
 
-    /// Gives the change events that policy servers have signed, and what places them where the room went on meanwhile.
+    /// Gives the change events that were built before, and what places them where the room went on meanwhile.
     pub(crate) fn bring_signed(&mut self, given: Vec<Countersigned>, resolver: Arc<Resolver>) {
         self.signatures.given = given;
         self.signatures.resolver = Some(resolver);
@@ -134,25 +140,55 @@ impl Change {
             return self.write(draft, built, &auth, sent_by);
         }
         require_key(&server)?;
-        while let Some(at) = self.signatures.given.iter().position(|given| given.draft.says_same(draft)) {
-            let Countersigned { draft: signed_draft, event } = self.signatures.given.remove(at);
+        while let Some(given) = self.take_given(draft) {
             // The room may have got another policy server, or another key for it, while this one was asked.
-            if !server.has_signed(event.json(), self.rules()) && !draft.ends_own_part() {
+            if !server.has_signed(given.event.json(), self.rules()) && !draft.ends_own_part() {
                 continue;
             }
-            let (built, auth) = self.build(signer, &signed_draft)?;
-            if built.hash == event.hash() {
-                let built = Built { json: event.json().clone(), ..built };
-                return self.write(&signed_draft, built, &auth, sent_by);
-            }
-            // The room has got other events meanwhile.
-            if let Some(stored) = self.place(event.sent_by(sent_by.clone()), draft.sent_ms)? {
+            if let Some(stored) = self.add_given(signer, given, sent_by.clone(), draft.sent_ms)? {
                 return Ok(stored);
             }
         }
         let built = self.build_only(signer, draft)?;
         self.signatures.lacking = Some(self.unsigned(server, draft, &built)?);
         Err(Error::Busy { retry_after: AGAIN })
+    }
+
+    /// Takes an event that the change was given and that says the same as a draft.
+    pub(super) fn take_given(&mut self, draft: &Draft) -> Option<Countersigned> {
+        let at = self.signatures.given.iter().position(|given| given.draft.says_same(draft))?;
+        Some(self.signatures.given.remove(at))
+    }
+
+    /// Adds an event that was built before this change. `None` where it takes long to find out what the room was when it was built.
+    pub(super) fn add_given(
+        &mut self,
+        signer: &Signer,
+        given: Countersigned,
+        sent_by: Option<SentBy>,
+        now_ms: u64,
+    ) -> Result<Option<StoredEvent>> {
+        let Countersigned { draft, event } = given;
+        let (built, auth) = self.build(signer, &draft)?;
+        if built.hash == event.hash() {
+            let built = Built { json: event.json().clone(), ..built };
+            return self.write(&draft, built, &auth, sent_by).map(Some);
+        }
+        // The room has got other events meanwhile.
+        self.place(event.sent_by(sent_by), now_ms)
+    }
+
+    /// Builds an event that a later change is to add, has it judged by the rules of the room, and writes nothing. Says
+    /// whether the room's policy server must sign it first.
+    pub(in crate::rooms) fn build_ahead(
+        &mut self,
+        signer: &Signer,
+        draft: &Draft,
+    ) -> Result<(Countersigned, Option<Unsigned>)> {
+        let built = self.build_only(signer, draft)?;
+        let unsigned = self.lacking(draft, &built)?;
+        let event = Received::check(self.num, &self.row, built.hash, built.json)?;
+        Ok((Countersigned { draft: draft.clone(), event }, unsigned))
     }
 
     /// Says which signature an event lacks that this change has built and does not add.

@@ -41,6 +41,11 @@ impl Change {
         if let Some(server) = self.signing_server(draft)? {
             return self.add_signed(server, signer, draft, sent_by);
         }
+        if let Some(given) = self.take_given(draft)
+            && let Some(stored) = self.add_given(signer, given, sent_by.clone(), draft.sent_ms)?
+        {
+            return Ok(stored);
+        }
         let (built, auth) = self.build(signer, draft)?;
         self.write(draft, built, &auth, sent_by)
     }
