@@ -76,7 +76,8 @@ impl Scene {
             "room_alias" => "#here:test.example".into(),
             "device_id" => self.alice.device_id.clone(),
             "event_type" => "m.room.name".into(),
-            "scope" => "global".into(),
+            // The scope `global` has paths of its own.
+            "scope" => "device".into(),
             "kind" => "override".into(),
             "rule_id" => ".m.rule.master".into(),
             "receipt_type" => "m.read".into(),
