@@ -90,8 +90,8 @@ pub struct Extras {
     pub delay_id: Option<String>,
     /// The state event that this one replaced, and its id.
     pub replaces: Option<(StoredEvent, OwnedEventId)>,
-    /// The event that redacted this one, as the viewer is shown it, if they may see it too.
-    pub redacted_because: Option<JsonText>,
+    /// The event that redacted this one, as the viewer is shown it, if they may see it too, and its id.
+    pub redacted_because: Option<(JsonText, OwnedEventId)>,
     /// The viewer's membership of the room at this event (MSC4115).
     pub membership: Option<Membership>,
     /// The events that refer to this one, bundled as `m.relations`.
@@ -170,8 +170,10 @@ fn write_unsigned(unsigned: &mut Object, stored: &StoredEvent, viewer: &Viewer<'
     if let Some(delay_id) = &extras.delay_id {
         unsigned.text("org.matrix.msc4140.delay_id", delay_id);
     }
-    if let Some(redaction) = &extras.redacted_because {
+    if let Some((redaction, id)) = &extras.redacted_because {
         unsigned.json("redacted_because", redaction);
+        // The specification does not have this either.
+        unsigned.text("redacted_by", id.as_str());
     }
     if let Some((_, id)) = &extras.replaces {
         unsigned.text("replaces_state", id.as_str());
@@ -317,7 +319,8 @@ fn gather(
     {
         let viewer = Viewer { with_room_id: true, ..*viewer };
         let redaction = viewer.seen(view, &redaction)?;
-        extras.redacted_because = Some(client_json(view.row, &redaction, &viewer, &Extras::default()));
+        let shown = client_json(view.row, &redaction, &viewer, &Extras::default());
+        extras.redacted_because = Some((shown, redaction.id(view.row)));
     }
     Ok(extras)
 }

@@ -56,6 +56,7 @@ async fn old_clients_send_and_redact_without_a_transaction() {
         assert_eq!(status, StatusCode::OK, "{redaction}");
         let event = alice.ok_get(&format!("/rooms/{room}/event/{}", encoded(&said[0]))).await;
         assert_eq!(event["unsigned"]["redacted_because"]["event_id"], redaction["event_id"]);
+        assert_eq!(event["unsigned"]["redacted_by"], redaction["event_id"]);
         assert_eq!(event["unsigned"]["redacted_because"]["content"]["reason"], "spam");
         assert_eq!(event["content"], json!({}));
     }
