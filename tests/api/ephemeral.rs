@@ -83,6 +83,26 @@ fn presence_of<'a>(sync: &'a Value, user: &str) -> Option<&'a Value> {
     events.find(|event| event["sender"] == user).map(|event| &event["content"])
 }
 
+/// Others are told at most once in a while, but nobody has to wait for what they said themselves.
+#[tokio::test(start_paused = true)]
+async fn users_find_their_own_presence_as_they_said_it_last() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let room = alice.create(json!({ "preset": "public_chat" })).await;
+    bob.ok_post(&format!("/join/{room}"), json!({})).await;
+    // Whatever was told of him before no longer holds back what he says.
+    env(&server).sleep(Duration::from_secs(10)).await;
+    let path = format!("/presence/{}/status", bob.user_id);
+    for message in ["first", "second"] {
+        bob.ok_put(&path, json!({ "presence": "online", "status_msg": message })).await;
+    }
+    for (client, message) in [(&alice, "first"), (&bob, "second")] {
+        let sync = client.ok_get("/sync?set_presence=offline").await;
+        assert_eq!(presence_of(&sync, &bob.user_id).unwrap()["status_msg"], message, "{}", client.user_id);
+        assert_eq!(client.ok_get(&path).await["status_msg"], message, "{}", client.user_id);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn presence_is_told_to_those_who_share_a_room() {
     let server = TestServer::new();

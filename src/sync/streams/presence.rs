@@ -136,7 +136,15 @@ fn put(window: &Window<'_>, change: &Change, news: &mut PresenceNews) -> Result<
     {
         return Ok(());
     }
-    let (presence, profile) = (change.presence.clone(), change.profile.clone());
+    let profile = change.profile.clone();
+    // Others are told seldom; users find at once what they themselves said.
+    let own = match change.user {
+        Whose::Ours(user) if user == window.ask.caller.user => {
+            window.ephemeral.read(|board| board.presence.find_own(user, window.now_ms))
+        }
+        Whose::Ours(_) | Whose::Other(_) => None,
+    };
+    let presence = own.unwrap_or_else(|| change.presence.clone());
     news.told.push(Told { user_id, presence, profile });
     news.is_news |= change.user != Whose::Ours(window.ask.caller.user);
     Ok(())
