@@ -52,6 +52,7 @@ async fn carry_out_of_kind(app: &App, timer: &Timer) -> Result<()> {
         Job::TendSticky { room } => sticky::tend(app, room, timer.clone()).await,
         Job::SendDelayed { user } => delayed::attend(app, user, timer.clone()).await,
         Job::Expire { room } => expire_messages(app, room, timer).await,
+        Job::MoveNames { from, to } => move_names(app, from, to, timer).await,
         Job::CompleteState { room } => {
             elsewhere(app, room, timer, Box::pin(complete_state(app, room, timer))).await
         }
@@ -156,6 +157,14 @@ async fn sweep_room(app: &App, room: RoomNum, timer: &Timer) -> Result<()> {
 /// Deletes the content of a room's messages whose lifetime is over. The last turn sets the timer for the next ones.
 async fn expire_messages(app: &App, room: RoomNum, timer: &Timer) -> Result<()> {
     if expire::expire(app, room, timer).await? { Ok(()) } else { cancel(app, timer) }
+}
+
+/// Moves aliases of a room that was replaced, and goes on right away where they are very many, after others who wait.
+async fn move_names(app: &App, from: RoomNum, to: RoomNum, timer: &Timer) -> Result<()> {
+    if names::move_rest(app, from, to, timer).await? {
+        return Ok(());
+    }
+    come_back(app, timer, &Job::MoveNames { from, to }, app.env.now_ms())
 }
 
 /// The time after a pause: milliseconds since the epoch.

@@ -17,6 +17,12 @@ use crate::{
 
 /// An alias has at most this many bytes, as every id of the specification.
 const ALIAS_BYTES_MAX: usize = 255;
+/// A room gets no more aliases of this server than this many. One that replaces another may have more, which move to it.
+pub(crate) const OF_ROOM_MAX: usize = 1_000;
+/// Members who may not change the canonical alias give a room no more, once it has this many.
+const OF_MEMBERS_MAX: usize = 500;
+/// Such a member gives a room at most this many aliases, once it has as many.
+const OF_MEMBER_MAX: usize = 50;
 
 /// Refuses an alias that this server cannot give: 400 `M_INVALID_PARAM`.
 pub fn check(alias: &RoomAliasId, server: &ServerName) -> Result<(), Refusal> {
@@ -29,6 +35,41 @@ pub fn check(alias: &RoomAliasId, server: &ServerName) -> Result<(), Refusal> {
         return Err(Refusal::invalid_param(
             "An alias needs a name before the colon and has at most 255 bytes.",
         ));
+    }
+    Ok(())
+}
+
+/// Refuses one more alias of a room that has as many as may be: 413 `M_TOO_LARGE`. Whoever `commands` its canonical alias has a larger
+/// bound than all others together, who cannot use it up.
+pub(crate) fn require_space(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    creator: &UserId,
+    commands: bool,
+) -> Result<()> {
+    let aliases = list(read, room, OF_ROOM_MAX)?;
+    if aliases.len() >= OF_ROOM_MAX {
+        let why = format!("A room has at most {OF_ROOM_MAX} aliases of this server. Remove some of them.");
+        return Err(Refusal::too_large(why).into());
+    }
+    if commands || aliases.len() < OF_MEMBER_MAX {
+        return Ok(());
+    }
+    if aliases.len() >= OF_MEMBERS_MAX {
+        let why = format!(
+            "From {OF_MEMBERS_MAX} aliases of this server on, only members who may change the canonical alias give the room more."
+        );
+        return Err(Refusal::too_large(why).into());
+    }
+    let mut own = 0;
+    for alias in &aliases {
+        own += usize::from(find(read, alias)?.is_some_and(|row| row.creator == creator.as_str()));
+    }
+    if own >= OF_MEMBER_MAX {
+        let why = format!(
+            "A member gives a room at most {OF_MEMBER_MAX} aliases, without the power to change its canonical alias."
+        );
+        return Err(Refusal::too_large(why).into());
     }
     Ok(())
 }
@@ -48,10 +89,10 @@ pub fn find(read: &(impl Read + ?Sized), alias: &RoomAliasId) -> Result<Option<A
     Ok(schema::ALIAS.get(read, alias.as_str())?.map(|Json(row)| row))
 }
 
-/// Lists the aliases of a room, sorted.
-pub fn list(read: &(impl Read + ?Sized), room: RoomNum) -> Result<Vec<OwnedRoomAliasId>, Fault> {
+/// Lists the first aliases of a room, sorted; at most `max`.
+pub fn list(read: &(impl Read + ?Sized), room: RoomNum, max: usize) -> Result<Vec<OwnedRoomAliasId>, Fault> {
     let mut aliases = Vec::new();
-    for row in schema::ROOM_ALIAS.prefix::<(RoomNum,)>(read, (room,), Direction::Up)? {
+    for row in schema::ROOM_ALIAS.prefix::<(RoomNum,)>(read, (room,), Direction::Up)?.take(max) {
         let ((_, alias), ()) = row?;
         aliases.push(OwnedRoomAliasId::try_from(alias).map_err(|_| Fault::Corrupt("an alias is none"))?);
     }
@@ -112,6 +153,33 @@ pub fn check_canonical(
     Ok(())
 }
 
+/// Gives the content of a canonical alias event without all but those aliases of ours that name this room; `None` if none does.
+pub(crate) fn canonical_of(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    content: &CanonicalJsonObject,
+) -> Result<Option<CanonicalJsonObject>, Fault> {
+    let others = content.get("alt_aliases").and_then(CanonicalJsonValue::as_array);
+    let all = content.get("alias").into_iter().chain(others.into_iter().flatten());
+    let mut naming = BTreeSet::new();
+    for alias in all.filter_map(|alias| <&RoomAliasId>::try_from(alias.as_str()?).ok()) {
+        if find(read, alias)?.is_some_and(|row| row.room == room) {
+            naming.insert(alias.as_str());
+        }
+    }
+    let is_naming = |value: &CanonicalJsonValue| value.as_str().is_some_and(|alias| naming.contains(alias));
+    let mut content = content.clone();
+    content.retain(|field, value| match (field.as_str(), value) {
+        ("alias", alias) => is_naming(alias),
+        ("alt_aliases", CanonicalJsonValue::Array(others)) => {
+            others.retain(is_naming);
+            !others.is_empty()
+        }
+        _ => false,
+    });
+    Ok((!content.is_empty()).then_some(content))
+}
+
 /// Gives the content of a canonical alias event without this alias; `None` if the content does not name it.
 pub(crate) fn without(content: &str, alias: &RoomAliasId) -> Option<CanonicalJsonObject> {
     let mut content: CanonicalJsonObject = serde_json::from_str(content).ok()?;
@@ -131,7 +199,8 @@ pub(crate) fn without(content: &str, alias: &RoomAliasId) -> Option<CanonicalJso
     changed.then_some(content)
 }
 
-fn named(content: &CanonicalJsonObject) -> Result<BTreeSet<String>, Refusal> {
+/// The aliases in the content of a canonical alias event. Errors: 400 `M_BAD_JSON`.
+pub(crate) fn named(content: &CanonicalJsonObject) -> Result<BTreeSet<String>, Refusal> {
     let odd = || Refusal::bad_json("`alias` must be a string, and `alt_aliases` a list of strings.");
     let mut aliases = BTreeSet::new();
     match content.get("alias") {

@@ -37,7 +37,7 @@ use crate::{
 };
 
 /// A request sets at most this many events of `initial_state`; a client that sets up a room needs some dozens.
-const INITIAL_STATE_MAX: usize = 1_000;
+pub const INITIAL_STATE_MAX: usize = 1_000;
 /// The join rule of rooms that everybody may enter.
 const PUBLIC: &str = "public";
 /// The algorithm of rooms that the server has encrypted.
@@ -64,6 +64,8 @@ pub struct Given<'a> {
     pub default_version: &'a RoomVersionId,
     /// The rooms that the server has encrypted by itself.
     pub encrypt_new: EncryptNew,
+    /// The request may ask for at most this many pieces of state.
+    pub state_max: usize,
     /// The id that [`choose_room_id`] gave the room before, where its version lets servers choose.
     pub id: Option<OwnedRoomId>,
 }
@@ -96,7 +98,7 @@ impl Plan {
     /// Makes the plan for a request. Errors: 400 `M_UNSUPPORTED_ROOM_VERSION`, `M_BAD_JSON`, `M_INVALID_PARAM`; 413 for
     /// too much initial state.
     pub fn of(env: &Env, given: Given<'_>, creator: Author, request: Request) -> Result<Self> {
-        let Given { server, default_version, encrypt_new, id } = given;
+        let Given { server, default_version, encrypt_new, state_max, id } = given;
         let wanted = request.room_version.as_ref().unwrap_or(default_version).clone();
         let (version, rules) = versions::require(&wanted)?;
         if !request.invite_3pid.is_empty() {
@@ -117,7 +119,7 @@ impl Plan {
             alias,
             create: CanonicalJsonObject::new(),
             power_levels: CanonicalJsonObject::new(),
-            initial_state: Vec::with_capacity(request.initial_state.len().min(INITIAL_STATE_MAX)),
+            initial_state: Vec::with_capacity(request.initial_state.len().min(state_max)),
             name: request.name,
             topic: request.topic,
             invite,
@@ -132,8 +134,8 @@ impl Plan {
         let levels =
             request.power_level_content_override.map(|content| object(content.json().get())).transpose()?;
         plan.power_levels = plan.power_levels_content(levels.unwrap_or_default())?;
-        if request.initial_state.len() > INITIAL_STATE_MAX {
-            let why = format!("`initial_state` has at most {INITIAL_STATE_MAX} events.");
+        if request.initial_state.len() > state_max {
+            let why = format!("`initial_state` has at most {state_max} events.");
             return Err(Refusal::too_large(why).into());
         }
         for state in request.initial_state {

@@ -151,6 +151,11 @@ pub fn each_link(
     Ok(keys.len())
 }
 
+/// Whether an event by which a room named a child still names it.
+pub fn names_child(stored: &StoredEvent) -> bool {
+    Link::read(stored.row.content(), false).is_some()
+}
+
 /// Puts the children of a space into the order in which clients show them.
 fn sort(children: &mut [Child]) {
     children.sort_by(|a, b| {

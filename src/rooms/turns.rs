@@ -109,6 +109,9 @@ pub struct Turns {
     tips_bytes: Arc<AtomicUsize>,
     /// A flow holds this lock while it resolves states of the room for long; the room's turns go on meanwhile.
     pub(crate) resolving: Arc<tokio::sync::Mutex<()>>,
+    /// Whoever replaces the room by another one holds this lock until it is replaced, so that those who want the same meanwhile find
+    /// what was made; the room's turns go on.
+    pub(crate) replacing: tokio::sync::Mutex<()>,
     /// The places of events of ours that the room's policy server is asked to sign; the room's turns go on meanwhile.
     pub(crate) signing: Semaphore,
     /// Paces the reunions of the room's branches, because each reads as much as the room has keys.
@@ -270,6 +273,7 @@ impl Turns {
             queue: Mutex::default(),
             tips_bytes,
             resolving: Arc::default(),
+            replacing: tokio::sync::Mutex::default(),
             signing: Semaphore::new(SIGNED_AT_ONCE),
             reunions: Pace::default(),
             far_answers: Pace::default(),

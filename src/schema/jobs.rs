@@ -87,6 +87,13 @@ pub enum Job {
         /// The room of the messages.
         room: RoomNum,
     },
+    /// Moves the aliases of a room that was replaced to the room that replaces it, where they are too many for one batch.
+    MoveNames {
+        /// The room that was replaced.
+        from: RoomNum,
+        /// The room that replaces it.
+        to: RoomNum,
+    },
 }
 
 /// The user or the room whose job it is. Those of one owner share places, so that nobody's jobs hold up those of others.
@@ -128,7 +135,7 @@ impl Job {
 
     /// Whether this version knows the kind of job that has this number.
     pub fn is_known(kind: u8) -> bool {
-        (1..=13).contains(&kind)
+        (1..=14).contains(&kind)
     }
 
     /// The number of its kind, for ever.
@@ -147,6 +154,7 @@ impl Job {
             Self::SendDelayed { .. } => 11,
             Self::TendSticky { .. } => 12,
             Self::Expire { .. } => 13,
+            Self::MoveNames { .. } => 14,
         }
     }
 
@@ -164,6 +172,7 @@ impl Job {
             Self::CompleteState { .. } => "complete_state",
             Self::TakeLeftOut { .. } => "take_left_out",
             Self::Expire { .. } => "expire",
+            Self::MoveNames { .. } => "move_names",
             Self::SendDelayed { .. } => "send_delayed",
             Self::TendSticky { .. } => "tend_sticky",
         }
@@ -210,6 +219,9 @@ impl Job {
             Self::Expire { room } => {
                 format!("messages of room {room} whose lifetime is over stay in the store, and are shown")
             }
+            Self::MoveNames { from, to } => {
+                format!("aliases of room {from} still name it and not room {to}, which replaces it")
+            }
         }
     }
 
@@ -228,7 +240,8 @@ impl Job {
             | Self::Sweep { room }
             | Self::TendSticky { room }
             | Self::CompleteState { room }
-            | Self::Expire { room } => Owner::Room(*room),
+            | Self::Expire { room }
+            | Self::MoveNames { from: room, .. } => Owner::Room(*room),
         }
     }
 
@@ -247,6 +260,7 @@ impl Job {
             | Self::Reunite { .. }
             | Self::Sweep { .. }
             | Self::TendSticky { .. }
+            | Self::MoveNames { .. }
             | Self::TakeLeftOut { .. } => false,
         }
     }
@@ -264,6 +278,7 @@ impl Job {
             }
             Self::ForgetOriginal { room, event } => (two(room.0, event.0), Bytes::new()),
             Self::ForgetSent { room, day } => (two(room.0, u64::from(*day)), Bytes::new()),
+            Self::MoveNames { from, to } => (two(from.0, to.0), Bytes::new()),
             Self::Reunite { room }
             | Self::Sweep { room }
             | Self::CompleteState { room }
@@ -302,6 +317,7 @@ impl Job {
             11 => Ok(Self::SendDelayed { user: UserNum(number(0)?) }),
             12 => Ok(Self::TendSticky { room: RoomNum(number(0)?) }),
             13 => Ok(Self::Expire { room: RoomNum(number(0)?) }),
+            14 => Ok(Self::MoveNames { from: RoomNum(number(0)?), to: RoomNum(number(8)?) }),
             _ => Err(Fault::Corrupt("a job is of an unknown kind")),
         }
     }
@@ -332,6 +348,7 @@ mod tests {
             Job::Expire { room: RoomNum(9) },
             Job::SendDelayed { user: UserNum(7) },
             Job::TendSticky { room: RoomNum(9) },
+            Job::MoveNames { from: RoomNum(9), to: RoomNum(11) },
         ];
         let mut kinds = Vec::new();
         for job in jobs {

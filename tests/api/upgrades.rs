@@ -230,3 +230,152 @@ async fn members_of_other_servers_go_over_with_their_settings() {
         assert_eq!(bob.ok_get(&listed(room)).await["visibility"], visibility, "{room}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn whoever_replaces_a_room_once_more_is_given_the_first_replacement() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let alias = format!("/directory/room/{}", encoded("#here:test.example"));
+    for version in ["10", "12"] {
+        let levels = json!({ "users": { &*alice.user_id: 100, &*bob.user_id: 100 } });
+        let create = json!({
+            "room_version": "9", "preset": "public_chat", "room_alias_name": "here",
+            "power_level_content_override": levels,
+        });
+        let old = alice.create(create).await;
+        bob.ok_post(&format!("/join/{}", encoded(&old)), json!({})).await;
+        let before = alice.ok_get("/joined_rooms").await["joined_rooms"].as_array().unwrap().len();
+        let (first, at_once) = tokio::join!(upgrade(&alice, &old, version), upgrade(&alice, &old, version));
+        assert_eq!(first, at_once, "{version}");
+        let tombstone = tombstone_id(&alice, &old).await;
+        assert_eq!(upgrade(&alice, &old, version).await, first, "{version}");
+        assert_eq!(upgrade(&bob, &old, version).await, first, "{version}");
+        assert_eq!(tombstone_id(&alice, &old).await, tombstone);
+        assert_eq!(alice.ok_get(&alias).await["room_id"], first);
+        let rooms = alice.ok_get("/joined_rooms").await["joined_rooms"].as_array().unwrap().len();
+        assert_eq!(rooms, before + 1, "no room is left over");
+        // Another one is wanted. Whoever can replace the replacement is told of it, and others begin anew.
+        let (status, refused) = try_upgrade(&alice, &old, json!({ "new_version": "11" })).await;
+        assert_eq!((status, &refused["errcode"]), (StatusCode::BAD_REQUEST, &json!("M_INVALID_PARAM")));
+        assert!(refused["error"].as_str().unwrap().contains(&first), "{refused}");
+        assert_ne!(upgrade(&bob, &old, "11").await, first);
+        alice.ok_delete(&alias, json!({})).await;
+    }
+    // Somebody's word alone puts no room in the place of this one.
+    let old = alice.create(json!({ "preset": "public_chat", "room_version": "11" })).await;
+    let claims = json!({ "room_version": "11", "creation_content": { "predecessor": { "room_id": old } } });
+    let claimed = bob.create(claims).await;
+    let content = json!({ "body": "gone", "replacement_room": claimed });
+    alice.ok_put(&format!("/rooms/{}/state/m.room.tombstone", encoded(&old)), content).await;
+    assert_ne!(upgrade(&alice, &old, "11").await, claimed);
+    server.assert_whole();
+}
+
+#[tokio::test(start_paused = true)]
+async fn members_cannot_use_up_the_aliases_of_a_room() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    let room = alice.create(json!({ "preset": "public_chat" })).await;
+    let named = |name: &str| {
+        format!("/_matrix/client/v3/directory/room/{}", encoded(&format!("#{name}:test.example")))
+    };
+    let body = json!({ "room_id": room });
+    let add = async |client: &TestClient, name: &str| client.put(&named(name), body.clone()).await;
+    // One member gives fifty, and all of them together no more than half of what the room may have.
+    for user in 0..10 {
+        let member = server.register(&format!("m{user}")).await;
+        member.ok_post(&format!("/join/{}", encoded(&room)), json!({})).await;
+        for number in 0..50 {
+            let (status, json) = add(&member, &format!("m{user}n{number}")).await;
+            assert_eq!(status, StatusCode::OK, "{user} {number} {json}");
+        }
+        let (status, refused) = add(&member, &format!("m{user}n50")).await;
+        assert_eq!((status.as_u16(), &refused["errcode"]), (413, &json!("M_TOO_LARGE")), "{refused}");
+    }
+    let late = server.register("late").await;
+    late.ok_post(&format!("/join/{}", encoded(&room)), json!({})).await;
+    let (status, refused) = add(&late, "late").await;
+    assert_eq!((status.as_u16(), &refused["errcode"]), (413, &json!("M_TOO_LARGE")), "{refused}");
+    for number in 0..500 {
+        assert_eq!(add(&alice, &format!("a{number}")).await.0, StatusCode::OK, "{number}");
+    }
+    let (status, refused) = add(&alice, "a500").await;
+    assert_eq!(status.as_u16(), 413, "{refused}");
+    assert!(refused["error"].as_str().unwrap().contains("1000"), "{refused}");
+    // They all move, in more than one batch.
+    let canonical = json!({ "alias": "#m9n49:test.example", "alt_aliases": ["#a499:test.example"] });
+    alice.ok_put(&format!("/rooms/{}/state/m.room.canonical_alias", encoded(&room)), canonical.clone()).await;
+    let new = upgrade(&alice, &room, "12").await;
+    let listed = async |room: &str| {
+        let json = alice.ok_get(&format!("/rooms/{}/aliases", encoded(room))).await;
+        json["aliases"].as_array().unwrap().len()
+    };
+    assert_eq!((listed(&room).await, listed(&new).await), (0, 1_000));
+    assert_eq!(content(&alice, &new, "m.room.canonical_alias").await, canonical);
+    server.assert_whole();
+}
+
+/// Keys of children that are none any more do not take the place of those that are, and no ban or child is lost.
+#[tokio::test(start_paused = true)]
+async fn all_children_and_bans_go_over_or_the_room_is_not_replaced() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    let via = json!({ "via": ["x.example"] });
+    let gone = (0..520).map(|number| (format!("!a{number}:x.example"), json!({})));
+    let odd = [("!b:x.example".to_owned(), json!({ "via": [] }))];
+    let children = (0..70).map(|number| (format!("!c{number}:x.example"), via.clone()));
+    let links = gone.chain(odd).chain(children);
+    let links: Vec<Value> = links
+        .map(|(key, content)| json!({ "type": "m.space.child", "state_key": key, "content": content }))
+        .collect();
+    let create = |version: &str, state: Vec<Value>| {
+        json!({
+            "creation_content": { "type": "m.space" }, "room_version": version, "initial_state": state,
+        })
+    };
+    let count = async |room: &str, kind: &str, membership: Option<&str>| {
+        let state = alice.ok_get(&format!("/rooms/{}/state", encoded(room))).await;
+        let events = state.as_array().unwrap().iter();
+        let is_one = |event: &&Value| {
+            event["type"] == kind
+                && membership.is_none_or(|membership| event["content"]["membership"] == membership)
+        };
+        events.filter(is_one).count()
+    };
+    let space = alice.create(create("11", links)).await;
+    let new = upgrade(&alice, &space, "12").await;
+    assert_eq!(count(&new, "m.space.child", None).await, 70);
+    // More than one request may set.
+    let banned = |from: usize| {
+        let keys = (from..from + 450).map(|number| format!("@u{number}:x.example"));
+        let state = keys.map(
+            |user| json!({ "type": "m.room.member", "state_key": user, "content": { "membership": "ban" } }),
+        );
+        state.collect::<Vec<Value>>()
+    };
+    let children = (0..550).map(|number| {
+        json!({ "type": "m.space.child", "state_key": format!("!c{number}:x.example"), "content": via })
+    });
+    let space = alice.create(create("10", banned(0).into_iter().chain(children).collect())).await;
+    for event in banned(450) {
+        let path = format!(
+            "/rooms/{}/state/m.room.member/{}",
+            encoded(&space),
+            encoded(event["state_key"].as_str().unwrap())
+        );
+        alice.ok_put(&path, event["content"].clone()).await;
+    }
+    let new = upgrade(&alice, &space, "11").await;
+    assert_eq!(count(&new, "m.space.child", None).await, 550);
+    assert_eq!(count(&new, "m.room.member", Some("ban")).await, 900);
+    // What is too much is not carried over in part.
+    let space = alice.create(create("11", Vec::new())).await;
+    for number in 0..150 {
+        let path = format!("/rooms/{}/state/m.space.child/!c{number}:x.example", encoded(&space));
+        alice.ok_put(&path, json!({ "via": ["x.example"], "about": "x".repeat(60_000) })).await;
+    }
+    let (status, refused) = try_upgrade(&alice, &space, json!({ "new_version": "12" })).await;
+    assert_eq!((status.as_u16(), &refused["errcode"]), (413, &json!("M_TOO_LARGE")), "{refused}");
+    assert_eq!(alice.state(&space, "m.room.tombstone", "").await.0, StatusCode::NOT_FOUND);
+    server.assert_whole();
+}

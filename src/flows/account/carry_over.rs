@@ -36,7 +36,7 @@ use crate::{
 const EARLY_MAX: usize = 500;
 
 /// Gives the room that another one replaces, as its create event says.
-fn predecessor(create: &str) -> Option<OwnedRoomId> {
+pub(crate) fn predecessor(create: &str) -> Option<OwnedRoomId> {
     #[derive(Deserialize)]
     struct Create {
         predecessor: Predecessor,
@@ -49,7 +49,7 @@ fn predecessor(create: &str) -> Option<OwnedRoomId> {
 }
 
 /// Gives the room that replaces another one, as its tombstone says.
-fn replacement(tombstone: &str) -> Option<OwnedRoomId> {
+pub(crate) fn replacement(tombstone: &str) -> Option<OwnedRoomId> {
     #[derive(Deserialize)]
     struct Tombstone {
         replacement_room: OwnedRoomId,

@@ -59,6 +59,7 @@ fn job(read: &Snapshot, job: &Job, doubts: &mut Doubts) -> Result<(), Fault> {
             (Some(*user), None)
         }
         Job::CarryOver { user, room, .. } => (Some(*user), Some(*room)),
+        Job::MoveNames { to, .. } => (None, Some(*to)),
         Job::ForgetOriginal { room, .. }
         | Job::ForgetSent { room, .. }
         | Job::Reunite { room }

@@ -5,19 +5,26 @@ use ruma::{OwnedRoomAliasId, RoomAliasId, RoomId, api::error::ErrorKind};
 use crate::{
     accounts::Caller,
     error::{Error, Exception, Refusal, Result},
-    flows::{App, commit, own_events},
+    flows::{
+        App,
+        commit::{self, ServerLock},
+        own_events,
+    },
     rooms::{
         self, aliases,
         build::Draft,
+        change::Change,
         directory, members,
         policy::{self, Author},
+        turns::Seat,
         visibility::{self, HistoryVisibility},
     },
     schema::event_types::CANONICAL_ALIAS,
     store::LogEntry,
 };
 
-/// Lets an alias name a room. Errors: 409 `M_UNKNOWN` for an alias that names a room already, even this one.
+/// Lets an alias name a room. Errors: 409 `M_UNKNOWN` for an alias that names a room already, even this one; 413 `M_TOO_LARGE` where the
+/// room or the caller has as many as may be.
 pub(crate) async fn add(app: &App, caller: &Caller, alias: &RoomAliasId, room: &RoomId) -> Result<()> {
     aliases::check(alias, app.rooms.signer().server())?;
     let snapshot = app.store.snapshot();
@@ -27,18 +34,23 @@ pub(crate) async fn add(app: &App, caller: &Caller, alias: &RoomAliasId, room: &
     }
     let (num, _) = rooms::require_room(&*snapshot, room)?;
     let (caller, alias) = (caller.clone(), alias.to_owned());
-    commit::in_room_and_server(app, num, move |change| {
-        if aliases::find(&change.batch, &alias)?.is_some() {
-            return Err(taken());
-        }
+    let begin = move |app: &App, seat: Seat| Change::begin_beside(&app.store, seat, num);
+    let work = move |change: &mut Change, server: &mut ServerLock<'_>| {
         if !members::is_joined(&change.batch, caller.user, change.num)? {
             return Err(commit::not_in_room().into());
+        }
+        let commands = caller.is_admin || change.power()?.may_send_state(&caller.user_id, CANONICAL_ALIAS)?;
+        aliases::require_space(&change.batch, change.num, &caller.user_id, commands)?;
+        // Everybody who names a room waits for the lock, so that it is taken when all else is done.
+        server.take(change);
+        if aliases::find(&change.batch, &alias)?.is_some() {
+            return Err(taken());
         }
         change.batch.position(&LogEntry::Server);
         aliases::add(&mut change.batch, &alias, change.num, &caller.user_id);
         Ok(())
-    })
-    .await
+    };
+    commit::in_turn(app, num, begin, work, Error::from).await
 }
 
 /// The refusal of an alias that names a room already: 409 `M_UNKNOWN`.
@@ -79,6 +91,9 @@ pub(crate) async fn remove(app: &App, caller: &Caller, alias: &RoomAliasId) -> R
     .await
 }
 
+/// An answer lists at most this many aliases of a room. Only rooms from before there were bounds have more.
+const LISTED_MAX: usize = 2 * aliases::OF_ROOM_MAX;
+
 /// The aliases of a room on this server. Errors: 403 for a caller who is not in the room and may not look in.
 pub(crate) fn list(app: &App, caller: &Caller, room: &RoomId) -> Result<Vec<OwnedRoomAliasId>> {
     let snapshot = app.store.snapshot();
@@ -88,7 +103,7 @@ pub(crate) fn list(app: &App, caller: &Caller, room: &RoomId) -> Result<Vec<Owne
     if !may {
         return Err(commit::not_in_room().into());
     }
-    Ok(aliases::list(&*snapshot, num)?)
+    Ok(aliases::list(&*snapshot, num, LISTED_MAX)?)
 }
 
 /// Whether a room is in the directory.

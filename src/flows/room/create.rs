@@ -23,7 +23,7 @@ use crate::{
         build::Draft,
         change::Change,
         directory,
-        plan::{Given, Plan},
+        plan::{Given, INITIAL_STATE_MAX, Plan},
         policy::{self, Author},
         turns::Seat,
     },
@@ -43,37 +43,51 @@ pub(crate) struct Created {
 ///
 /// Users of other servers are left to be invited, because their servers take part in that.
 pub(crate) async fn create(app: &App, caller: &Caller, request: Request) -> Result<Created> {
-    make(app, caller, request, app.config.rooms.encrypt_new, None).await
+    make(app, caller, request, Kind::New).await
 }
 
 /// Like [`create`], for a room that takes the place of another one. It is encrypted as the request says, whatever the settings say of new
-/// rooms, because encryption cannot be taken back from those who go over to it. It gets the id that was chosen for it before, if one was.
+/// rooms, because encryption cannot be taken back from those who go over to it. It gets the id that was chosen for it before, if one was,
+/// and may begin with as much state as this: it is not for its maker to ask for less of what the other room has.
 pub(crate) async fn replacement(
     app: &App,
     caller: &Caller,
     request: Request,
-    id: Option<OwnedRoomId>,
+    (id, state_max): (Option<OwnedRoomId>, usize),
 ) -> Result<Created> {
-    make(app, caller, request, EncryptNew::Off, id).await
+    make(app, caller, request, Kind::Replacement { id, state_max }).await
 }
 
-async fn make(
-    app: &App,
-    caller: &Caller,
-    request: Request,
-    encrypt_new: EncryptNew,
-    id: Option<OwnedRoomId>,
-) -> Result<Created> {
+/// Why a room is made.
+enum Kind {
+    /// A client asks for it.
+    New,
+    /// It replaces another room.
+    Replacement { id: Option<OwnedRoomId>, state_max: usize },
+}
+
+async fn make(app: &App, caller: &Caller, request: Request, kind: Kind) -> Result<Created> {
     let num = app.rooms.next_num(&app.store.view())?;
     let (owned, author) = (app.clone(), Author::from(caller));
     let plan = move || {
         let server = owned.rooms.signer().server();
         let source = Source::User(author.user);
         let default_version = &owned.config.rooms.default_version;
-        let given = Given { server, default_version, encrypt_new, id };
+        let (encrypt_new, state_max, id, replaces) = match kind {
+            Kind::New => (owned.config.rooms.encrypt_new, INITIAL_STATE_MAX, None, false),
+            Kind::Replacement { id, state_max } => (EncryptNew::Off, state_max, id, true),
+        };
+        let given = Given { server, default_version, encrypt_new, state_max, id };
         let plan = Plan::of(&owned.env, given, author, request)?;
-        owned.limits.take_more(Limit::Membership, source, plan.count_memberships())?;
-        owned.limits.take_more(Limit::Send, source, plan.count_initial_state())?;
+        let acts = [(Limit::Membership, plan.count_memberships()), (Limit::Send, plan.count_initial_state())];
+        for (limit, count) in acts {
+            // Nobody can replace a room in parts, so that a large one must not be refused for ever.
+            if replaces {
+                owned.limits.take_following(limit, source, count)?;
+            } else {
+                owned.limits.take_more(limit, source, count)?;
+            }
+        }
         plan.require_reachable(&*owned.store.snapshot(), server)?;
         Ok(plan)
     };

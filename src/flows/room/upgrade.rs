@@ -5,15 +5,20 @@
 //!
 //! The new room names the event that ends the old one. So the tombstone is built before everything else and held until the new room is
 //! there, except where the new room's id is not known before it is made, and the tombstone alone links the two (room version 12).
+//!
+//! One replaces a room at a time, and whoever asks once more is given the room that was made first (`upgrade/before.rs`).
 
-use std::{collections::BTreeSet, ops::ControlFlow};
+mod before;
+mod carried;
+
+use std::{collections::BTreeSet, time::Duration};
 
 use ruma::{
     CanonicalJsonObject, CanonicalJsonValue, Int, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId,
-    RoomVersionId, UserId, api::client::room::create_room::v3::Request, serde::Raw,
+    RoomVersionId, UserId, api::client::room::create_room::v3::Request,
 };
 use serde::Deserialize;
-use serde_json::{Map, Value, json, value::RawValue};
+use serde_json::{Map, Value, json};
 
 use crate::{
     accounts::Caller,
@@ -22,27 +27,30 @@ use crate::{
         App,
         account::carry_over,
         commit, jobs, own_events,
-        room::{create, membership, names, presence, send},
+        room::{
+            create, membership, names, presence, send,
+            upgrade::{
+                before::Wanted,
+                carried::{Carried, raw, state_event},
+            },
+        },
     },
     ids::RoomNum,
     rooms::{
-        self,
+        self, aliases,
         build::Draft,
         change::{Change, countersigned::Countersigned},
-        event, members, plan,
+        members, plan,
         policy::{self, Author},
         power::Power,
-        spaces, versions,
+        versions,
         view::RoomView,
     },
-    schema::{
-        event_types::{
-            AVATAR, CANONICAL_ALIAS, CREATE, ENCRYPTION, GUEST_ACCESS, HISTORY_VISIBILITY, JOIN_RULES,
-            MEMBER, NAME, POWER_LEVELS, SERVER_ACL, SPACE_CHILD, TOMBSTONE, TOPIC,
-        },
-        rooms::Membership,
+    schema::event_types::{
+        AVATAR, CANONICAL_ALIAS, CREATE, ENCRYPTION, GUEST_ACCESS, HISTORY_VISIBILITY, JOIN_RULES, NAME,
+        POWER_LEVELS, SERVER_ACL, TOMBSTONE, TOPIC,
     },
-    store::Read,
+    store::timer::Timer,
 };
 
 /// The state that goes over to the new room, beside the power levels, and its content where the old room has none of it and
@@ -57,13 +65,8 @@ const CARRIED: [(&str, Option<(&str, &str)>); 8] = [
     (TOPIC, None),
     (AVATAR, None),
 ];
-/// At most this many children of a space go over to the new room.
-const CHILDREN_MAX: usize = 500;
-/// At most this many bans go over to the new room.
-const BANS_MAX: usize = 400;
-/// Bans are looked for among at most this many members of the old room, in pages of these sizes.
-const MEMBERS_LOOKED_AT_MAX: usize = 50_000;
-const MEMBERS_AT_ONCE: (usize, usize) = (1_000, 4_000);
+/// The new room begins with at most this many pieces of state that the old one had.
+const STATE_MAX: usize = carried::EVENTS_MAX + 100;
 /// The fields of power levels that hold a level.
 const LEVELS: [&str; 7] =
     ["ban", "events_default", "invite", "kick", "redact", "state_default", "users_default"];
@@ -74,6 +77,11 @@ const MODERATOR: i64 = 50;
 /// The level of who stood above all levels, in a room where nobody does.
 const ADMIN: i64 = 100;
 
+/// Whoever wants to replace a room waits at most this long for somebody else who does.
+const WAITS_MAX: Duration = Duration::from_secs(30);
+/// Who waited for as long may try again after this time.
+const AGAIN: Duration = Duration::from_secs(5);
+
 /// The end of a room, before it is replaced.
 struct End {
     /// The id that the new room will have.
@@ -82,8 +90,17 @@ struct End {
     event: Countersigned,
 }
 
-/// Replaces a room by a new one, and gives the id of that. Errors: 403 `M_FORBIDDEN` for a caller who may not set the room's
-/// tombstone; 400 `M_UNSUPPORTED_ROOM_VERSION`; those of making a room.
+/// The outcome of replacing a room.
+enum Replaced {
+    /// The new room replaces it. This is what follows for certain, and the canonical alias that the old room had, if it moves.
+    Now { promised: [Option<Timer>; 2], canonical: Option<CanonicalJsonObject> },
+    /// Another room was quicker.
+    Before(OwnedRoomId),
+}
+
+/// Replaces a room by a new one, and gives the id of that; of the one that replaces it already, if that is what is asked for. Errors: 403
+/// `M_FORBIDDEN` for a caller who may not set the room's tombstone; 400 `M_UNSUPPORTED_ROOM_VERSION`; 400 `M_INVALID_PARAM` where the room
+/// was replaced otherwise; [`Error::Busy`] where somebody else is replacing it for long; those of making a room.
 pub(crate) async fn upgrade(
     app: &App,
     caller: &Caller,
@@ -92,6 +109,17 @@ pub(crate) async fn upgrade(
     additional_creators: Vec<OwnedUserId>,
 ) -> Result<OwnedRoomId> {
     let num = commit::require_num(app, room)?;
+    let wanted = Wanted::of(&version, &additional_creators)?;
+    let turns = app.rooms.turns(num);
+    let _alone = tokio::select! {
+        biased;
+        alone = turns.replacing.lock() => alone,
+        () = app.env.sleep(WAITS_MAX) => return Err(Error::Busy { retry_after: AGAIN }),
+    };
+    let (owned, author, asked) = (app.clone(), Author::from(caller), wanted.clone());
+    if let Some(first) = app.env.blocking(move || find_first(&owned, &author, num, &asked)).await? {
+        return Ok(first);
+    }
     let is_id_hashed = versions::require(&version)?.1.authorization.room_create_event_id_as_room_id;
     let end = if is_id_hashed { None } else { Some(End::build(app, caller, num).await?) };
     let (owned, by, ended_by) =
@@ -99,27 +127,63 @@ pub(crate) async fn upgrade(
     let read = move || read_request(&owned, &by, num, version, &additional_creators, ended_by);
     let request = app.env.blocking(read).await?;
     let (id, tombstone) = end.map(|end| (end.replaced_by, end.event)).unzip();
-    let new = create::replacement(app, caller, request, id).await?.room_id;
-    let canonical = match replace(app, caller, num, &new, tombstone).await {
-        Ok(canonical) => canonical,
-        Err(why) => {
-            // A room that replaces none is of use to nobody.
-            let made = commit::require_num(app, &new)?;
-            if let Err(error) = membership::leave(app, caller, made, None).await {
-                tracing::info!(room = %num, %new, %error, "a room that replaces none is left in vain");
+    let new = create::replacement(app, caller, request, (id, STATE_MAX)).await?.room_id;
+    match replace(app, caller, num, &new, (wanted, tombstone)).await {
+        Ok(Replaced::Now { promised, canonical }) => {
+            for promised in promised {
+                if let Err(error) = jobs::keep(app, promised).await {
+                    tracing::info!(room = %num, %new, %error, "what follows from a replacement is done later");
+                }
             }
-            return Err(why);
+            if let Some(canonical) = canonical {
+                call(app, caller, &new, &canonical).await?;
+            }
+            Ok(new)
         }
-    };
-    if let Some(content) = canonical {
-        let (event_type, state_key) = (CANONICAL_ALIAS.to_owned(), String::new());
-        let piece = send::Piece { event_type, state_key, content, sticky_ms: None };
-        // The aliases name the new room by now, whatever becomes of this.
-        if let Err(error) = send::set_state(app, caller, &new, piece).await {
-            tracing::info!(room = %num, %new, %error, "a new room gets no canonical alias");
+        Ok(Replaced::Before(first)) => {
+            abandon(app, caller, &new).await?;
+            Ok(first)
+        }
+        Err(why) => {
+            abandon(app, caller, &new).await?;
+            Err(why)
         }
     }
-    Ok(new)
+}
+
+/// Finds the room that replaces this one already, for a user who may replace it. Errors: as for [`before::find`]; 403 `M_FORBIDDEN`.
+fn find_first(app: &App, author: &Author, num: RoomNum, wanted: &Wanted) -> Result<Option<OwnedRoomId>> {
+    let snapshot = app.store.snapshot();
+    let row = rooms::require_row(&*snapshot, num)?;
+    if !members::is_joined(&*snapshot, author.user, num)? {
+        return Err(commit::not_in_room().into());
+    }
+    require_may(&Power::read(RoomView { read: &*snapshot, num, row: &row })?, &author.user_id)?;
+    let Some(tombstone) = rooms::find_state(&*snapshot, num, TOMBSTONE, "")? else { return Ok(None) };
+    let tombstone = (&*tombstone.row.sender(), tombstone.row.content());
+    before::find(&*snapshot, &row.id, author, wanted, tombstone)
+}
+
+/// Has the caller leave a room that replaces none, because it is of use to nobody.
+async fn abandon(app: &App, caller: &Caller, new: &RoomId) -> Result<()> {
+    let made = commit::require_num(app, new)?;
+    if let Err(error) = membership::leave(app, caller, made, None).await {
+        tracing::info!(room = %made, %error, "a room that replaces none is left in vain");
+    }
+    Ok(())
+}
+
+/// Calls the new room by those of the old one's canonical aliases that name it by now.
+async fn call(app: &App, caller: &Caller, new: &RoomId, canonical: &CanonicalJsonObject) -> Result<()> {
+    let num = commit::require_num(app, new)?;
+    let Some(content) = aliases::canonical_of(&*app.store.snapshot(), num, canonical)? else { return Ok(()) };
+    let (event_type, state_key) = (CANONICAL_ALIAS.to_owned(), String::new());
+    let piece = send::Piece { event_type, state_key, content, sticky_ms: None };
+    // The aliases name the new room by now, whatever becomes of this.
+    if let Err(error) = send::set_state(app, caller, new, piece).await {
+        tracing::info!(%new, %error, "a new room gets no canonical alias");
+    }
+    Ok(())
 }
 
 impl End {
@@ -188,9 +252,8 @@ fn read_request(
             request.initial_state.push(state_event(event_type, "", &carried)?);
         }
     }
-    for (key, content) in list_children(&*snapshot, num)? {
-        request.initial_state.push(state_event(SPACE_CHILD, &key, &content)?);
-    }
+    let mut carried = Carried::default();
+    carried.add_children(&*snapshot, num)?;
     let mut creators = BTreeSet::new();
     let mut stood_above = Vec::new();
     if rules.explicitly_privilege_room_creators {
@@ -207,11 +270,8 @@ fn read_request(
         let exceeds = |levels: &Levels| creators.contains(maker) || levels.of(maker) > levels.of(user);
         !creators.contains(user) && levels.as_ref().is_none_or(exceeds)
     };
-    for (user, content) in list_bans(&*snapshot, num)? {
-        if stands_above(&user) {
-            request.initial_state.push(state_event(MEMBER, user.as_str(), &content)?);
-        }
-    }
+    carried.add_bans(&*snapshot, num, stands_above)?;
+    request.initial_state.extend(carried.into_events()?);
     if let Some(levels) = &levels {
         request.power_level_content_override = Some(raw(&levels.first)?);
         if let Some(last) = &levels.last {
@@ -227,51 +287,6 @@ fn require_may(power: &Power, user: &UserId) -> Result<()> {
         return Ok(());
     }
     Err(Refusal::forbidden("Your power level does not suffice to replace this room.").into())
-}
-
-/// Lists users who are banned from a room, each with the content of the ban. The specification leaves memberships behind because no server
-/// speaks for the users of others; a ban is the word of whoever replaces the room, and without it the banned would be back.
-fn list_bans(read: &(impl Read + ?Sized), num: RoomNum) -> Result<Vec<(OwnedUserId, Value)>> {
-    let mut bans = Vec::new();
-    let mut looked_at = 0;
-    members::walk(read, num, MEMBERS_AT_ONCE, |some| {
-        let keys = some.iter().map(|(_, key)| *key).collect();
-        let memberships = members::list_memberships(read, num, keys, None)?;
-        for (user, key) in some {
-            if let Some((event, Membership::Ban)) = memberships.get(key)
-                && let Ok(user) = OwnedUserId::try_from(user.as_str())
-                && let Some(stored) = event::find_anywhere(read, num, *event)?
-                && bans.len() < BANS_MAX
-            {
-                bans.push((user, ban(stored.row.content())));
-            }
-        }
-        looked_at += some.len();
-        let is_enough = bans.len() >= BANS_MAX || looked_at >= MEMBERS_LOOKED_AT_MAX;
-        Ok(if is_enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
-    })?;
-    Ok(bans)
-}
-
-/// The content of a ban without what it says of the user's profile.
-fn ban(content: &str) -> Value {
-    let content: Map<String, Value> = serde_json::from_str(content).unwrap_or_default();
-    let kept = content.into_iter().filter(|(field, _)| field == "membership" || field == "reason");
-    Value::Object(kept.collect())
-}
-
-/// Lists the children that a space names, by their state keys, with the contents of the events.
-fn list_children(read: &(impl Read + ?Sized), num: RoomNum) -> Result<Vec<(String, Value)>> {
-    let mut children = Vec::new();
-    spaces::each_link(read, num, CHILDREN_MAX, |stored| {
-        let content: Option<Value> = serde_json::from_str(stored.row.content()).ok();
-        let content = content.filter(|content| content.get("via").is_some_and(Value::is_array));
-        if let (Some(content), Some(key)) = (content, stored.row.state_key()) {
-            children.push((key.into_owned(), content));
-        }
-        true
-    })?;
-    Ok(children)
 }
 
 /// The power levels of a new room.
@@ -371,30 +386,27 @@ fn object(value: &Value) -> Option<CanonicalJsonObject> {
     CanonicalJsonObject::deserialize(value).ok()
 }
 
-fn raw<T>(value: &Value) -> Result<Raw<T>> {
-    let text: Box<RawValue> =
-        serde_json::value::to_raw_value(value).map_err(|error| Error::broken(error.to_string()))?;
-    Ok(Raw::from_json(text))
-}
-
-fn state_event<T>(event_type: &str, state_key: &str, content: &Value) -> Result<Raw<T>> {
-    raw(&json!({ "type": event_type, "state_key": state_key, "content": content }))
-}
-
 /// Sets the tombstone of the old room, takes its members the right to write there, as far as the caller may, and moves its aliases
-/// and its place in the directory to the new room. Gives the content of the canonical alias that the new room gets.
+/// and its place in the directory to the new room; but not where it was replaced meanwhile as it is wanted to be.
 async fn replace(
     app: &App,
     caller: &Caller,
     num: RoomNum,
     new: &RoomId,
-    built: Option<Countersigned>,
-) -> Result<Option<CanonicalJsonObject>> {
+    (wanted, built): (Wanted, Option<Countersigned>),
+) -> Result<Replaced> {
     let (owned, author, new) = (app.clone(), Author::from(caller), new.to_owned());
     presence::note_active(app, caller);
     let work = move |change: &mut Change| {
         let power = change.power()?;
         require_may(&power, &author.user_id)?;
+        if let Some(old) = change.state(TOMBSTONE, "")? {
+            let tombstone = (old.parsed.sender.as_str(), old.parsed.content.get());
+            let first = before::find(&change.batch, &change.row.id, &author, &wanted, tombstone)?;
+            if let Some(first) = first {
+                return Ok(Replaced::Before(first));
+            }
+        }
         let to = rooms::find_room(&change.batch, &new)?;
         let to = to.ok_or_else(|| Error::broken("a room that was just made is not there"))?;
         let add = |change: &mut Change, event_type: &str, content: CanonicalJsonObject| -> Result<()> {
@@ -405,40 +417,23 @@ async fn replace(
             Ok(())
         };
         add(change, TOMBSTONE, tombstone(&new)?)?;
-        let promised = carry_over::promise_to_author(&owned, change, author.user)?;
-        let canonical = move_names(change, to)?;
+        let settings = carry_over::promise_to_author(&owned, change, author.user)?;
+        let canonical = change.state(CANONICAL_ALIAS, "")?;
+        let canonical = canonical.and_then(|event| serde_json::from_str(event.parsed.content.get()).ok());
+        let canonical = match canonical {
+            Some(content) => aliases::canonical_of(&change.batch, change.num, &content)?,
+            None => None,
+        };
+        let moved = names::move_to(&owned, change, to, canonical.as_ref())?;
         if canonical.is_some() && power.may_send_state(&author.user_id, CANONICAL_ALIAS)? {
             add(change, CANONICAL_ALIAS, CanonicalJsonObject::new())?;
         }
         if let Some(levels) = silenced(change, &power, &author.user_id)? {
             add(change, POWER_LEVELS, levels)?;
         }
-        Ok((canonical, promised))
+        Ok(Replaced::Now { promised: [moved, settings], canonical })
     };
-    let built = built.into_iter().collect();
-    let (canonical, promised) = own_events::in_room_and_server(app, num, built, work).await?;
-    jobs::keep(app, promised).await?;
-    Ok(canonical)
-}
-
-/// Moves the names of the old room to the new one. Gives the canonical alias without those that did not move, unless nothing is left of
-/// it.
-fn move_names(change: &mut Change, to: RoomNum) -> Result<Option<CanonicalJsonObject>> {
-    let moved = names::move_to(change, to)?;
-    let Some(canonical) = change.state(CANONICAL_ALIAS, "")? else { return Ok(None) };
-    let Ok(mut content) = serde_json::from_str::<CanonicalJsonObject>(canonical.parsed.content.get()) else {
-        return Ok(None);
-    };
-    let is_moved = |value: &CanonicalJsonValue| value.as_str().is_some_and(|alias| moved.contains(alias));
-    content.retain(|field, value| match (field.as_str(), value) {
-        ("alias", alias) => is_moved(alias),
-        ("alt_aliases", CanonicalJsonValue::Array(others)) => {
-            others.retain(is_moved);
-            !others.is_empty()
-        }
-        _ => false,
-    });
-    Ok((!content.is_empty()).then_some(content))
+    own_events::in_room_and_server(app, num, built.into_iter().collect(), work).await
 }
 
 /// The power levels of the old room with which ordinary members no longer send or invite; `None` where they cannot already, or where

@@ -1,0 +1,77 @@
+//! The room that replaces another one already. Whoever asks once more for the same, because the answer was lost or somebody else was
+//! quicker, is given that room: a second one would be named by the tombstone, and the first one by the aliases.
+
+use std::collections::BTreeSet;
+
+use ruma::{OwnedRoomId, OwnedUserId, RoomId, RoomVersionId};
+use serde::Deserialize;
+
+use crate::{
+    error::{Refusal, Result},
+    flows::account::carry_over,
+    rooms::{self, members, policy::Author, power::Power, versions, view::RoomView},
+    schema::event_types::{CREATE, TOMBSTONE},
+    store::Read,
+};
+
+/// The room that is asked for.
+#[derive(Clone, Debug)]
+pub(super) struct Wanted {
+    version: u8,
+    /// Its creators beside the one who makes it, in versions that have such.
+    creators: BTreeSet<OwnedUserId>,
+}
+
+impl Wanted {
+    /// Errors: 400 `M_UNSUPPORTED_ROOM_VERSION`.
+    pub(super) fn of(version: &RoomVersionId, creators: &[OwnedUserId]) -> Result<Self> {
+        let (version, rules) = versions::require(version)?;
+        let has_creators = rules.authorization.additional_room_creators;
+        let creators = creators.iter().filter(|_| has_creators).cloned().collect();
+        Ok(Self { version, creators })
+    }
+}
+
+/// A tombstone of a room: its sender and its content.
+pub(super) type Tombstone<'a> = (&'a str, &'a str);
+
+/// Finds the room that replaces the room of this id, as both of them say, if it is as it is wanted to be. It was made by whoever set the
+/// tombstone, so that nobody's word puts a room in the place of this one who could not do that anyway.
+///
+/// Errors: 400 `M_INVALID_PARAM` where the one that is there is otherwise, and the author may replace that one in turn. Others may
+/// replace the old room once more, because they have no way on from there.
+pub(super) fn find(
+    read: &(impl Read + ?Sized),
+    old: &RoomId,
+    author: &Author,
+    wanted: &Wanted,
+    (ended_by, tombstone): Tombstone<'_>,
+) -> Result<Option<OwnedRoomId>> {
+    let Some(id) = carry_over::replacement(tombstone) else { return Ok(None) };
+    let Some(num) = rooms::find_room(read, &id)? else { return Ok(None) };
+    let Some(row) = rooms::find_row(read, num)? else { return Ok(None) };
+    let Some(create) = rooms::find_state(read, num, CREATE, "")? else { return Ok(None) };
+    let replaces = carry_over::predecessor(create.row.content()).is_some_and(|named| named == *old);
+    if !replaces || create.row.sender() != ended_by || !row.resident.is_in() || row.joined == 0 {
+        return Ok(None);
+    }
+    if row.version == wanted.version && creators(create.row.content()) == wanted.creators {
+        return Ok(Some(id));
+    }
+    let power = Power::read(RoomView { read, num, row: &row })?;
+    if members::is_joined(read, author.user, num)? && power.may_send_state(&author.user_id, TOMBSTONE)? {
+        let why = format!("The room was replaced by {id}, of version {}; replace that one.", row.version);
+        return Err(Refusal::invalid_param(why).into());
+    }
+    Ok(None)
+}
+
+/// The additional creators that a create event names.
+fn creators(create: &str) -> BTreeSet<OwnedUserId> {
+    #[derive(Deserialize)]
+    struct Create {
+        #[serde(default)]
+        additional_creators: BTreeSet<OwnedUserId>,
+    }
+    serde_json::from_str(create).map(|create: Create| create.additional_creators).unwrap_or_default()
+}
