@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     resident_joins::Scene,
-    support::{TestClient, TestServer},
+    support::{TestClient, TestServer, encoded, federated::Federated},
 };
 
 const SEARCH: &str = "/_matrix/client/v3/user_directory/search";
@@ -161,6 +161,24 @@ async fn shared_rooms_are_those_that_both_are_in() {
         assert_eq!((status.as_u16(), &json["errcode"]), (400, &json!("M_INVALID_PARAM")), "{wrong}");
     }
     assert_eq!(alice.get("/_matrix/client/v1/mutual_rooms").await.0, StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test(start_paused = true)]
+async fn rooms_are_shared_with_users_of_other_servers_too() {
+    let federated = Federated::new(&["a.example", "b.example"]);
+    let (alice, bob) =
+        (federated.server(0).register("alice").await, federated.server(1).register("bob").await);
+    let both = room(&alice, json!({ "preset": "public_chat" })).await;
+    let left = room(&alice, json!({ "preset": "public_chat" })).await;
+    room(&alice, json!({ "preset": "public_chat" })).await;
+    for room in [&both, &left] {
+        bob.ok_post(&format!("/join/{}?server_name=a.example", encoded(room)), json!({})).await;
+    }
+    bob.ok_post(&format!("/rooms/{}/leave", encoded(&left)), json!({})).await;
+    for (asks, other) in [(&alice, &bob), (&bob, &alice)] {
+        let path = format!("/_matrix/client/v1/mutual_rooms?user_id={}", other.user_id);
+        assert_eq!(asks.get(&path).await, (StatusCode::OK, json!({ "joined": [both], "count": 1 })));
+    }
 }
 
 #[tokio::test(start_paused = true)]

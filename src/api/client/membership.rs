@@ -15,7 +15,6 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::{
-    accounts::users,
     api::{Routes, extract::Client, policy::Guests, raw::Raw, reply::RawJson},
     error::{Refusal, Result},
     flows::{
@@ -223,12 +222,8 @@ pub(crate) async fn mutual_rooms(app: App, client: Client<Raw<MutualRooms>>) -> 
     let store = app.store.clone();
     let json = app.env.blocking(move || {
         let snapshot = store.snapshot();
-        let Some(other) = users::find_num(&*snapshot, &other)? else {
-            return Ok(json!({ "joined": [], "count": 0 }));
-        };
-        let theirs = members::list_joined_rooms(&*snapshot, other)?;
-        let mut shared = members::list_joined_rooms(&*snapshot, caller.user)?;
-        shared.retain(|room| theirs.binary_search(room).is_ok());
+        let own = members::list_joined_rooms(&*snapshot, caller.user)?;
+        let shared = members::list_joined_of(&*snapshot, &own, other.as_str())?;
         let count = shared.len();
         let mut rest = shared.into_iter().filter(|room| *room > RoomNum(after));
         let page: Vec<RoomNum> = rest.by_ref().take(ROOMS_A_PAGE).collect();

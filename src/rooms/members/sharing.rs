@@ -89,6 +89,17 @@ pub(crate) fn find_joined_in_any(
 pub(crate) fn list_rooms_of_other(read: &(impl Read + ?Sized), user_id: &str) -> Result<Vec<RoomNum>, Fault> {
     let rooms = schema::ROOM_ID.prefix::<()>(read, (), Direction::Up)?.take(LOOKED_AT_MAX);
     let rooms = rooms.map(|row| row.map(|(_, room)| room)).collect::<Result<Vec<_>, _>>()?;
+    let mut joined = list_joined_of(read, &rooms, user_id)?;
+    joined.sort_unstable();
+    Ok(joined)
+}
+
+/// Lists those of these rooms that a user of any server is joined to, as far as their members are known.
+pub(crate) fn list_joined_of(
+    read: &(impl Read + ?Sized),
+    rooms: &[RoomNum],
+    user_id: &str,
+) -> Result<Vec<RoomNum>, Fault> {
     let mut joined = Vec::new();
     for some in rooms.chunks(ASKED_AT_ONCE) {
         let keys = some.iter().map(|room| (*room, MEMBER, user_id));
@@ -99,7 +110,6 @@ pub(crate) fn list_rooms_of_other(read: &(impl Read + ?Sized), user_id: &str) ->
             }
         }
     }
-    joined.sort_unstable();
     Ok(joined)
 }
 
