@@ -36,7 +36,10 @@ use crate::{
         membership::{Act, content},
         policy::{self, Author},
     },
-    schema::{event_types::MEMBER, rooms::Membership},
+    schema::{
+        event_types::{CANONICAL_ALIAS, MEMBER},
+        rooms::Membership,
+    },
 };
 
 /// Ask at most this many servers at once to take invitations to a new room.
@@ -137,13 +140,18 @@ fn with_inviter(
     Ok(servers)
 }
 
-/// Sets a piece of a room's state. A member event by which a user of another server is invited goes to their server first.
+/// Sets a piece of a room's state. A member event by which a user of another server is invited goes to their server first, and the
+/// servers of canonical aliases are asked before.
 pub(crate) async fn set_state(
     app: &App,
     caller: &Caller,
     room_id: &RoomId,
-    piece: send::Piece,
+    mut piece: send::Piece,
 ) -> Result<OwnedEventId> {
+    if piece.event_type == CANONICAL_ALIAS {
+        piece.confirmed =
+            remote::canonical::confirm(app, caller, room_id, &piece.state_key, &piece.content).await?;
+    }
     let is_invite = piece.event_type == MEMBER
         && piece.content.get("membership").and_then(|membership| membership.as_str()) == Some("invite");
     let target = OwnedUserId::try_from(piece.state_key.as_str()).ok().filter(|_| is_invite);

@@ -7,6 +7,7 @@ pub(crate) mod attempts;
 pub(crate) mod backfill;
 mod brought;
 pub(crate) mod candidates;
+pub(crate) mod canonical;
 pub(crate) mod check;
 mod edus;
 mod ended;

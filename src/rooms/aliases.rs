@@ -127,27 +127,35 @@ pub(crate) fn move_to(batch: &mut Batch, alias: &RoomAliasId, row: &AliasRow, ro
     schema::ROOM_ALIAS.put(batch, (room, alias.as_str()), &());
 }
 
+/// Lists the aliases that a new `m.room.canonical_alias` adds to those of the `old` one. Errors: 400 `M_BAD_JSON`.
+pub(crate) fn list_added(
+    content: &CanonicalJsonObject,
+    old: Option<&str>,
+) -> Result<BTreeSet<String>, Refusal> {
+    let old: CanonicalJsonObject = old.and_then(|old| serde_json::from_str(old).ok()).unwrap_or_default();
+    let known = named(&old).unwrap_or_default();
+    let mut added = named(content)?;
+    added.retain(|alias| !known.contains(alias));
+    Ok(added)
+}
+
 /// Checks the aliases that a new `m.room.canonical_alias` adds: each must be an alias (400 `M_INVALID_PARAM`), and name
-/// this room (400 `M_BAD_ALIAS`), or be the one that is promised to it.
+/// this room (400 `M_BAD_ALIAS`), or be one of those that are known to name it: one that is promised to it, or one of another server,
+/// which was asked.
 pub fn check_canonical(
     read: &(impl Read + ?Sized),
     room: RoomNum,
-    server: &ServerName,
     content: &CanonicalJsonObject,
     old: Option<&str>,
-    promised: Option<&RoomAliasId>,
+    known: &[OwnedRoomAliasId],
 ) -> Result<()> {
-    let old: CanonicalJsonObject = old.and_then(|old| serde_json::from_str(old).ok()).unwrap_or_default();
-    let known = named(&old).unwrap_or_default();
-    for alias in named(content)?.difference(&known) {
-        let bad = |why: &str| Refusal::new(ErrorKind::BadAlias, format!("{alias} {why}"));
+    for alias in list_added(content, old)? {
         let parsed = <&RoomAliasId>::try_from(alias.as_str())
             .map_err(|_| Refusal::invalid_param(format!("{alias} is not an alias.")))?;
-        if parsed.server_name() != server {
-            return Err(bad("is an alias of another server, which cannot be asked.").into());
-        }
-        if promised != Some(parsed) && find(read, parsed)?.is_none_or(|row| row.room != room) {
-            return Err(bad("does not name this room.").into());
+        let is_known = known.iter().any(|known| known == parsed);
+        if !is_known && find(read, parsed)?.is_none_or(|row| row.room != room) {
+            let why = format!("{alias} does not name this room.");
+            return Err(Refusal::new(ErrorKind::BadAlias, why).into());
         }
     }
     Ok(())

@@ -110,7 +110,7 @@ impl Plan {
         invite.dedup();
         invite.retain(|user| *user != creator.user_id);
         let alias = request.room_alias_name.map(|name| aliases::named_here(&name, server)).transpose()?;
-        let creator = Author { names: alias.clone(), ..creator };
+        let creator = Author { names: alias.clone().into_iter().collect(), ..creator };
         let mut plan = Self {
             creator,
             version,

@@ -43,9 +43,9 @@ pub struct Author {
     pub is_guest: bool,
     /// Whether the author asks for the event and is suspended: they leave, and take back what they said, and do nothing else.
     pub is_suspended: bool,
-    /// The alias that a new room gets. It does not name the room before the room is accepted, but the room may already
-    /// call it its own.
-    pub names: Option<OwnedRoomAliasId>,
+    /// Aliases that name the room though no row says so, so that it may call them its own: the one that a new room gets with the
+    /// batch by which it is accepted, and those of other servers, which were asked.
+    pub names: Vec<OwnedRoomAliasId>,
 }
 
 impl From<&Caller> for Author {
@@ -55,7 +55,7 @@ impl From<&Caller> for Author {
             user_id: caller.user_id.clone(),
             is_guest: caller.is_guest,
             is_suspended: caller.is_suspended,
-            names: None,
+            names: Vec::new(),
         }
     }
 }
@@ -64,7 +64,13 @@ impl Author {
     /// Gives the author behind an account, for events that the server makes in a user's name without being asked.
     pub fn of(read: &(impl Read + ?Sized), user: UserNum) -> Result<Self> {
         let row = users::require(read, user)?;
-        Ok(Self { user, user_id: row.user_id, is_guest: row.is_guest, is_suspended: false, names: None })
+        Ok(Self {
+            user,
+            user_id: row.user_id,
+            is_guest: row.is_guest,
+            is_suspended: false,
+            names: Vec::new(),
+        })
     }
 }
 
@@ -264,8 +270,7 @@ fn judge_state(change: &mut Change, server: &ServerName, author: &Author, draft:
         CANONICAL_ALIAS => {
             let old = change.state(&draft.event_type, draft.state_key.as_deref().unwrap_or_default())?;
             let old = old.as_ref().map(|event| event.parsed.content.get());
-            let names = author.names.as_deref();
-            aliases::check_canonical(&change.batch, change.num, server, &draft.content, old, names)
+            aliases::check_canonical(&change.batch, change.num, &draft.content, old, &author.names)
         }
         _ => Ok(()),
     }

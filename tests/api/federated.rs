@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use federation::testing::Weather;
 use ruma::api::federation::query::get_profile_information::v1::Request;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
     rooms::Rooms,
@@ -111,4 +111,44 @@ async fn whoever_leaves_while_another_server_lets_them_in_is_out_in_the_end() {
         federated.server(0).assert_whole();
         federated.server(1).assert_whole();
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_room_is_called_by_aliases_of_other_servers_that_say_so() {
+    let federated = Federated::new(&["a.example", "b.example"]);
+    let (alice, bob) =
+        (federated.server(0).register("alice").await, federated.server(1).register("bob").await);
+    let room = alice.create(json!({ "preset": "public_chat" })).await;
+    bob.ok_post(&format!("/join/{}?server_name=a.example", encoded(&room)), json!({})).await;
+    let other = bob.create(json!({})).await;
+    for (name, named) in [("one", &room), ("two", &room), ("three", &room), ("other", &other)] {
+        let alias = encoded(&format!("#{name}:b.example"));
+        bob.ok_put(&format!("/directory/room/{alias}"), json!({ "room_id": named })).await;
+    }
+    let canonical = format!("/_matrix/client/v3/rooms/{}/state/m.room.canonical_alias", encoded(&room));
+    let set = async |content: Value| alice.put(&canonical, content).await;
+    let is_refused = async |content: Value| {
+        let (status, json) = set(content).await;
+        assert_eq!((status.as_u16(), &json["errcode"]), (400, &json!("M_BAD_ALIAS")), "{json}");
+    };
+    let known = json!({ "alias": "#one:b.example", "alt_aliases": ["#two:b.example"] });
+    assert_eq!(set(known.clone()).await.0, 200);
+    is_refused(json!({ "alias": "#other:b.example" })).await;
+    is_refused(json!({ "alias": "#none:b.example" })).await;
+    is_refused(json!({ "alias": "#one:nowhere.example" })).await;
+    is_refused(json!({ "alias": "#one:b.example", "alt_aliases": ["#three:b.example", "#other:b.example"] }))
+        .await;
+    let many: Vec<String> = (0..21).map(|number| format!("#n{number}:b.example")).collect();
+    is_refused(json!({ "alt_aliases": many })).await;
+    // Whoever is not in the room has nobody asked.
+    let carol = federated.server(0).register("carol").await;
+    assert_eq!(carol.put(&canonical, json!({ "alias": "#three:b.example" })).await.0, 403);
+    // Those that the room has already are not asked for again.
+    federated.weather(1, Weather::Refuses, Duration::ZERO);
+    is_refused(json!({ "alias": "#three:b.example" })).await;
+    assert_eq!(set(json!({ "alias": "#two:b.example" })).await.0, 200);
+    assert_eq!(
+        alice.state(&room, "m.room.canonical_alias", "").await.1,
+        json!({ "alias": "#two:b.example" })
+    );
 }

@@ -79,7 +79,7 @@ pub(crate) async fn send_state_event(
         // when it is sent.
         app.limits.take(Limit::Membership, Source::User(client.caller.user))?;
     }
-    let piece = Piece { event_type, state_key, content, sticky_ms };
+    let piece = Piece { event_type, state_key, content, confirmed: Vec::new(), sticky_ms };
     let event_id = membership::set_state(&app, &client.caller, &request.room_id, piece).await?;
     Ok(sent(&event_id))
 }

@@ -3,7 +3,7 @@
 //! A room may have more aliases than fit into a batch. Those that it calls itself by move with the tombstone, as many as may be, and a job
 //! that is promised there moves the rest in parts.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, iter};
 
 use ruma::{CanonicalJsonObject, OwnedRoomAliasId};
 
@@ -83,7 +83,7 @@ pub(crate) async fn move_rest(app: &App, from: RoomNum, to: RoomNum, timer: &Tim
                 return Ok(true);
             }
             // Where the old room was replaced by yet another one, its names have gone there.
-            let is_over = !is_replaced_by(change, to)? || move_some(change, to, [].into_iter())?;
+            let is_over = !is_replaced_by(change, to)? || move_some(change, to, iter::empty())?;
             Ok(is_over && timer::fire(&mut change.batch, &timer)?)
         });
         if is_over.await? {

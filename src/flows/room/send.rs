@@ -1,6 +1,6 @@
 //! Sends messages, state events and redactions.
 
-use ruma::{CanonicalJsonObject, OwnedEventId, OwnedRoomId, RoomId};
+use ruma::{CanonicalJsonObject, OwnedEventId, OwnedRoomAliasId, OwnedRoomId, RoomId};
 
 use crate::{
     accounts::{Caller, tokens},
@@ -119,6 +119,8 @@ pub(crate) struct Piece {
     pub(crate) state_key: String,
     /// The content as the client wrote it.
     pub(crate) content: CanonicalJsonObject,
+    /// The aliases of other servers that were asked for and name the room.
+    pub(crate) confirmed: Vec<OwnedRoomAliasId>,
     /// For how many milliseconds the event is to be sticky, if it is to be so.
     pub(crate) sticky_ms: Option<u64>,
 }
@@ -131,12 +133,12 @@ pub(crate) async fn set_state(
     room_id: &RoomId,
     piece: Piece,
 ) -> Result<OwnedEventId> {
-    let Piece { event_type, state_key, content, sticky_ms } = piece;
+    let Piece { event_type, state_key, content, confirmed, sticky_ms } = piece;
     if event_type == MEMBER {
         return membership::set(app, caller, room_id, state_key, content).await;
     }
     let room = commit::require_num(app, room_id)?;
-    let author = Author::from(caller);
+    let author = Author { names: confirmed, ..Author::from(caller) };
     let draft = Draft::state(caller.user_id.clone(), &event_type, &state_key, content, app.env.event_ms());
     let draft = Draft { sticky_ms, ..draft };
     let owned = app.clone();

@@ -160,8 +160,8 @@ fn find_first(app: &App, author: &Author, num: RoomNum, wanted: &Wanted) -> Resu
     }
     require_may(&Power::read(RoomView { read: &*snapshot, num, row: &row })?, &author.user_id)?;
     let Some(tombstone) = rooms::find_state(&*snapshot, num, TOMBSTONE, "")? else { return Ok(None) };
-    let tombstone = (&*tombstone.row.sender(), tombstone.row.content());
-    before::find(&*snapshot, &row.id, author, wanted, tombstone)
+    let sender = tombstone.row.sender();
+    before::find(&*snapshot, &row.id, author, wanted, (&sender, tombstone.row.content()))
 }
 
 /// Has the caller leave a room that replaces none, because it is of use to nobody.
@@ -178,7 +178,7 @@ async fn call(app: &App, caller: &Caller, new: &RoomId, canonical: &CanonicalJso
     let num = commit::require_num(app, new)?;
     let Some(content) = aliases::canonical_of(&*app.store.snapshot(), num, canonical)? else { return Ok(()) };
     let (event_type, state_key) = (CANONICAL_ALIAS.to_owned(), String::new());
-    let piece = send::Piece { event_type, state_key, content, sticky_ms: None };
+    let piece = send::Piece { event_type, state_key, content, confirmed: Vec::new(), sticky_ms: None };
     // The aliases name the new room by now, whatever becomes of this.
     if let Err(error) = send::set_state(app, caller, new, piece).await {
         tracing::info!(%new, %error, "a new room gets no canonical alias");
@@ -419,7 +419,8 @@ async fn replace(
         add(change, TOMBSTONE, tombstone(&new)?)?;
         let settings = carry_over::promise_to_author(&owned, change, author.user)?;
         let canonical = change.state(CANONICAL_ALIAS, "")?;
-        let canonical = canonical.and_then(|event| serde_json::from_str(event.parsed.content.get()).ok());
+        let canonical: Option<CanonicalJsonObject> =
+            canonical.and_then(|event| serde_json::from_str(event.parsed.content.get()).ok());
         let canonical = match canonical {
             Some(content) => aliases::canonical_of(&change.batch, change.num, &content)?,
             None => None,

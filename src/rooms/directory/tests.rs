@@ -31,7 +31,8 @@ async fn set_state(
 ) {
     let content: CanonicalJsonObject = serde_json::from_value(content).unwrap();
     let event_type = event_type.to_owned();
-    let piece = send::Piece { event_type, state_key: String::new(), content, sticky_ms: None };
+    let piece =
+        send::Piece { event_type, state_key: String::new(), content, confirmed: Vec::new(), sticky_ms: None };
     send::set_state(app, caller, room, piece).await.unwrap();
 }
 

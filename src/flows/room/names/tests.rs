@@ -21,7 +21,7 @@ async fn replace(app: &App, alice: &Caller, old: &OwnedRoomId, new: &OwnedRoomId
     let content = serde_json::json!({ "body": "gone", "replacement_room": new });
     let content = serde_json::from_value(content).unwrap();
     let (event_type, state_key) = (TOMBSTONE.to_owned(), String::new());
-    let piece = send::Piece { event_type, state_key, content, sticky_ms: None };
+    let piece = send::Piece { event_type, state_key, content, confirmed: Vec::new(), sticky_ms: None };
     send::set_state(app, alice, old, piece).await.unwrap();
 }
 

@@ -51,7 +51,8 @@ pub(super) fn find(
     let Some(num) = rooms::find_room(read, &id)? else { return Ok(None) };
     let Some(row) = rooms::find_row(read, num)? else { return Ok(None) };
     let Some(create) = rooms::find_state(read, num, CREATE, "")? else { return Ok(None) };
-    let replaces = carry_over::predecessor(create.row.content()).is_some_and(|named| named == *old);
+    let replaces =
+        carry_over::predecessor(create.row.content()).is_some_and(|named| named.as_str() == old.as_str());
     if !replaces || create.row.sender() != ended_by || !row.resident.is_in() || row.joined == 0 {
         return Ok(None);
     }

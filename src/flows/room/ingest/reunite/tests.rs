@@ -138,8 +138,13 @@ impl Fixture {
 
     async fn set(&self, key: &str, number: u64) -> Result<()> {
         let content = serde_json::from_value(json!({ "n": number })).unwrap();
-        let piece =
-            send::Piece { event_type: "x".to_owned(), state_key: key.to_owned(), content, sticky_ms: None };
+        let piece = send::Piece {
+            event_type: "x".to_owned(),
+            state_key: key.to_owned(),
+            content,
+            confirmed: Vec::new(),
+            sticky_ms: None,
+        };
         send::set_state(self.app(), &self.alice, &self.id, piece).await.map(drop)
     }
 
