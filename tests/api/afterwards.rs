@@ -203,7 +203,7 @@ async fn a_token_does_not_tell_of_what_happened_while_its_reader_was_away() {
     let (_, next) = listed(&carol, &relations).await;
     let rest = format!("{relations}&from={}", next.unwrap());
     assert_eq!(listed(&carol, &rest).await, (vec![hidden], None));
-    // What was there before he came does not make a token either, and what he sees does.
+    // Events from before he came do not make a token either, and a further one that he sees does.
     let page = |limit: usize| format!("/_matrix/client/v3/rooms/{room}/messages?dir=b&limit={limit}");
     let visible = listed(&bob, &page(100)).await.0.len();
     assert_eq!(listed(&bob, &page(visible)).await.1, None);
