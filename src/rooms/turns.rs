@@ -128,6 +128,8 @@ pub struct Turns {
     is_being_joined: AtomicBool,
     /// Whether somebody has the right to change the room's past.
     is_past_changing: AtomicBool,
+    /// How many fetch what is to be written later, so that the room is not swept.
+    unswept_for: AtomicUsize,
 }
 
 /// The right to change the past of a room over several turns: to fill a hole, or to forget what is old. One has it at a
@@ -138,6 +140,17 @@ pub struct HistoryClaim(Arc<Turns>);
 impl Drop for HistoryClaim {
     fn drop(&mut self) {
         self.0.is_past_changing.store(false, Ordering::Release);
+    }
+}
+
+/// Keeps a room from being swept while something is fetched for it that nothing stored needs yet. Any number may fetch at once, so that
+/// whoever waits for another server keeps nobody from the room's past.
+#[derive(Debug)]
+pub struct Unswept(Arc<Turns>);
+
+impl Drop for Unswept {
+    fn drop(&mut self) {
+        self.0.unswept_for.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -282,6 +295,7 @@ impl Turns {
             still_until: Mutex::default(),
             is_being_joined: AtomicBool::new(false),
             is_past_changing: AtomicBool::new(false),
+            unswept_for: AtomicUsize::new(0),
         }
     }
 
@@ -292,6 +306,16 @@ impl Turns {
             return None;
         }
         Some(HistoryClaim(Arc::clone(self)))
+    }
+
+    /// Keeps the room from being swept; `None` while it is.
+    pub fn keep_unswept(self: &Arc<Self>) -> Option<Unswept> {
+        let swept = self.cited.lock();
+        if swept.is_some() {
+            return None;
+        }
+        self.unswept_for.fetch_add(1, Ordering::AcqRel);
+        Some(Unswept(Arc::clone(self)))
     }
 
     /// Claims the right to join the room; `None` while somebody else has it.
@@ -432,7 +456,8 @@ impl Seat {
     /// Begins to note the events that changes of this room cite. Gives `false` while somebody has the right to change its past.
     pub(in crate::rooms) fn note_cited(&self) -> bool {
         let mut cited = self.turns.cited.lock();
-        let is_free = !self.turns.is_past_changing.load(Ordering::Acquire);
+        let is_free = !self.turns.is_past_changing.load(Ordering::Acquire)
+            && self.turns.unswept_for.load(Ordering::Acquire) == 0;
         if is_free {
             *cited = Some(Cited::default());
         }

@@ -25,20 +25,20 @@ use crate::{
     },
 };
 
-const BOB: &str = "@bob:b.example";
-const CAROL: &str = "@carol:c.example";
+pub(crate) const BOB: &str = "@bob:b.example";
+pub(crate) const CAROL: &str = "@carol:c.example";
 
 /// A room of Alice's in which Bob of another server is, who goes on there while we hear nothing.
-struct Scene {
-    net: Net,
-    server: TestServer,
-    alice: TestClient,
-    room: String,
-    there: Elsewhere,
+pub(crate) struct Scene {
+    pub(crate) net: Net,
+    pub(crate) server: TestServer,
+    pub(crate) alice: TestClient,
+    pub(crate) room: String,
+    pub(crate) there: Elsewhere,
 }
 
 impl Scene {
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let net = Net::new(1);
         let store = aqueduct::store::Store::open(
             aqueduct::store::Engine::Memory(Default::default()),
@@ -54,7 +54,7 @@ impl Scene {
     }
 
     /// Events come from the server `b.example`.
-    async fn come(&self, ids: &[&String]) -> Vec<Outcome> {
+    pub(crate) async fn come(&self, ids: &[&String]) -> Vec<Outcome> {
         self.come_with(ids, Silence::FetchesState).await
     }
 
@@ -69,7 +69,7 @@ impl Scene {
     }
 
     /// The ids of the room's events that Alice reads, page by page, oldest first.
-    async fn read_all(&self, limit: usize) -> Vec<String> {
+    pub(crate) async fn read_all(&self, limit: usize) -> Vec<String> {
         let (mut read, mut from) = (Vec::new(), String::new());
         for _ in 0..200 {
             let page = self.page(&from, limit).await;
@@ -95,11 +95,11 @@ impl Scene {
     }
 
     /// Bob says so many things elsewhere.
-    fn bob_says(&mut self, count: usize, what: &str) -> Vec<String> {
+    pub(crate) fn bob_says(&mut self, count: usize, what: &str) -> Vec<String> {
         (0..count).map(|number| self.there.say(BOB, &format!("{what} {number}"))).collect()
     }
 
-    fn hole_count(&self) -> u64 {
+    pub(crate) fn hole_count(&self) -> u64 {
         let rows = self.server.assert_whole();
         rows.into_iter().find(|(table, _)| *table == "HOLE").unwrap().1
     }

@@ -28,6 +28,7 @@ mod ephemeral;
 mod erasure;
 mod federated;
 mod gaps;
+mod gaps_beside;
 mod guesses;
 mod hostile;
 mod filters;

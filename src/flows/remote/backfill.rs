@@ -9,11 +9,12 @@ use std::{
 use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 use ruma::{OwnedEventId, OwnedServerName};
 use serde_json::value::RawValue;
+use tokio::sync::watch;
 
 use super::{
     candidates::server_of,
     fetch::{Budget, Fetch, in_order},
-    gaps::claim_history,
+    gaps::{claim_history, keep_unswept},
     states,
 };
 use crate::{
@@ -98,18 +99,25 @@ pub(crate) async fn fill_for_reader(app: &App, room: RoomNum, hole: Order, waits
 }
 
 async fn fill(app: &App, room: RoomNum, hole: Order) -> bool {
-    let filling = match app.gaps.begin_filling(room) {
-        Ok(filling) => filling,
-        Err(mut ends) => {
-            // Somebody else fills a hole of the room, perhaps this one. Its channel closes at the end.
-            while ends.changed().await.is_ok() {}
+    if let Some(ends) = app.gaps.find_filling(room) {
+        wait_for_end(ends).await;
+        return true;
+    }
+    // The future is large, and lies in the heap, so that whoever waits for it stays small on the stack.
+    let work = Box::pin(async {
+        // The room is taken in a place for that, so that nobody whose other rooms are slow has it wait for a place of theirs.
+        let _filling = app.gaps.begin_filling(room)?;
+        Ok(fill_from_others(app, room, hole).await)
+    });
+    let filled = match app.gaps.fills.run(&app.env, (payer::current(), Pace::Unknown), work).await {
+        Ok(Ok(filled)) => Ok(filled),
+        // Somebody else has begun meanwhile.
+        Ok(Err(ends)) => {
+            wait_for_end(ends).await;
             return true;
         }
+        Err(no_place) => Err(no_place),
     };
-    // The future is large, and lies in the heap, so that whoever waits for it stays small on the stack.
-    let work = Box::pin(fill_from_others(app, room, hole));
-    let filled = app.gaps.fills.run(&app.env, (payer::current(), Pace::Unknown), work).await;
-    drop(filling);
     match filled {
         Ok(Ok(true)) => true,
         Err(NoPlace::Full) => false,
@@ -123,6 +131,11 @@ async fn fill(app: &App, room: RoomNum, hole: Order) -> bool {
             false
         }
     }
+}
+
+/// Waits until somebody else has filled a hole of the room, perhaps this one. The channel closes at the end.
+async fn wait_for_end(mut ends: watch::Receiver<()>) {
+    while ends.changed().await.is_ok() {}
 }
 
 async fn fill_from_others(app: &App, room: RoomNum, hole: Order) -> Result<bool> {
@@ -245,13 +258,22 @@ pub(crate) async fn fill_with(
     if segment.is_empty() && !is_closed {
         return Ok(false);
     }
-    let Some(claim) = claim_history(fetch.app, fetch.num).await else {
-        return Err(Error::Busy { retry_after: Duration::from_secs(60) });
-    };
+    let busy = || Error::Busy { retry_after: Duration::from_secs(60) };
+    let _unswept = keep_unswept(fetch.app, fetch.num).await.ok_or_else(busy)?;
     let via = fetch.servers.first().map(ToString::to_string).unwrap_or_default();
     let older = with_states(fetch, hole, segment).await?;
     if older.is_empty() && !is_closed {
         return Ok(false);
+    }
+    let claim = claim_history(fetch.app, fetch.num).await.ok_or_else(busy)?;
+    // Others may have filled it meanwhile, and the states were made for the hole as it was.
+    let (owned, room, missing) = (fetch.app.clone(), fetch.num, missing.to_vec());
+    let look = move || {
+        let row = schema::HOLE.get(&owned.store.view(), (room, hole))?;
+        Ok(row.is_some_and(|row| parsed(row.missing) == missing))
+    };
+    if !fetch.app.env.blocking(look).await? {
+        return Ok(true);
     }
     let backfill = Backfill::new(claim, hole, older, via);
     ingest::fill::fill(fetch.app, fetch.num, backfill).await

@@ -95,6 +95,11 @@ impl Budget {
         Some(left)
     }
 
+    /// Whether its time is over.
+    pub(crate) fn is_over(&self, app: &App) -> bool {
+        self.until <= app.env.uptime()
+    }
+
     fn spend_events(&mut self, events: usize) {
         self.events = self.events.saturating_sub(events);
     }
@@ -235,25 +240,25 @@ impl<'a> Fetch<'a> {
     }
 
     /// Asks a server for events between some that we have and some that we got. Tells whether it has more of them to give, which nobody
-    /// says: one that gives far fewer than it was asked for has come to the end of what it gives that way.
+    /// says: one that gives far fewer than it was asked for has come to the end of what it gives that way. `None` if it did not answer.
     pub(crate) async fn missing_events(
         &mut self,
         server: &ServerName,
         earliest: Vec<OwnedEventId>,
         latest: Vec<OwnedEventId>,
         limit: u32,
-    ) -> Result<(Vec<Received>, bool)> {
-        let Some(left) = self.budget.take(self.app) else { return Ok((Vec::new(), false)) };
+    ) -> Result<Option<(Vec<Received>, bool)>> {
+        let Some(left) = self.budget.take(self.app) else { return Ok(Some((Vec::new(), false))) };
         let mut request = get_missing_events::v1::Request::new(self.row.id.clone(), earliest, latest);
         request.limit = limit.into();
         match self.app.remote.client.send(server, request, Self::options(left)).await {
             Ok(answer) => {
                 let has_more = answer.events.len() >= limit.div_ceil(2) as usize;
-                Ok((self.read(answer.events).await?, has_more))
+                Ok(Some((self.read(answer.events).await?, has_more)))
             }
             Err(failure) => {
                 self.note(server, "missing events", &failure);
-                Ok((Vec::new(), false))
+                Ok((!failure.is_temporary()).then(|| (Vec::new(), false)))
             }
         }
     }

@@ -9,18 +9,26 @@ use std::{
 use federation::turns::{Turn, Turns};
 use parking_lot::Mutex;
 use ruma::{OwnedServerName, ServerName};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
 use super::kept::Kept;
 use crate::{
-    env::payer::Payers,
+    env::{
+        Env,
+        payer::{self, Payer, Payers},
+    },
     error::Result,
     flows::{
         App,
         lanes::{Lanes, Pace, SLOW_AFTER},
     },
     ids::{Order, RoomNum},
-    rooms::{self, members, turns::HistoryClaim},
+    rooms::{
+        self,
+        change::invited::Source,
+        members,
+        turns::{HistoryClaim, Unswept},
+    },
     schema::rooms::Resident,
 };
 
@@ -43,8 +51,17 @@ const QUICK_FILLS: usize = 16;
 const READERS_MIN: usize = 8;
 /// At most this many that take long are filled at once, besides.
 const SLOW_FILLS: usize = 16;
-/// At most this much is fetched at once for servers that have nobody in the room.
-const STRANGERS_AT_ONCE: usize = 16;
+/// At most this much is fetched at once for servers that have nobody in the room, until it is known that they answer slowly.
+const QUICK_STRANGERS: usize = 16;
+/// It takes at least this many owners of names, and as many addresses, to have as much fetched.
+const STRANGERS_MIN: usize = 8;
+/// Whoever has nobody in the room and has not answered by then is slow: a transaction waits for a few seconds only.
+const STRANGERS_SLOW_AFTER: Duration = Duration::from_secs(1);
+/// At most this much is fetched at once for such servers that are slow, besides.
+const SLOW_STRANGERS: usize = 64;
+/// Wait at most this long for others who fetch for the room; then fetch beside them, because one of them may wait for a server that
+/// does not answer.
+const TURN_WAITS_MAX: Duration = Duration::from_secs(3);
 /// States that were fetched for events of one server in one room keep this distance at least.
 const PAUSE_MIN: Duration = Duration::from_secs(10);
 /// They keep this distance at most.
@@ -70,7 +87,9 @@ const CLAIM_LOOKED_AT_EVERY: Duration = Duration::from_millis(500);
 /// The rooms for which something is fetched.
 #[derive(Debug)]
 pub struct Gaps {
-    /// One at a time fetches what events of a room lack.
+    /// One at a time fetches what events of a room lack that come from one owner of names.
+    sources: Turns<(RoomNum, Source)>,
+    /// Those who fetch for a room do so one after the other, as long as that is quick: what one of them brings the others need not ask for.
     rooms: Turns<RoomNum>,
     /// The uptime from which on the next state may be fetched in a room for a server.
     paced: Mutex<BTreeMap<(RoomNum, OwnedServerName), Duration>>,
@@ -85,7 +104,7 @@ pub struct Gaps {
     /// The places for filling holes.
     pub(super) fills: Lanes,
     /// The places for fetching what servers lead to that have nobody in the room.
-    pub(super) strangers: Semaphore,
+    strangers: Lanes,
     /// The rooms of which a hole is being filled; the channel closes at the end.
     filling: Mutex<HashMap<RoomNum, watch::Receiver<()>>>,
     /// The holes that nobody could fill, with the uptime from which on they are tried again.
@@ -95,6 +114,7 @@ pub struct Gaps {
 impl Default for Gaps {
     fn default() -> Self {
         Self {
+            sources: Turns::default(),
             rooms: Turns::default(),
             paced: Mutex::default(),
             states: Mutex::default(),
@@ -102,11 +122,19 @@ impl Default for Gaps {
             slow: Kept::new(SLOW_BYTES_MAX),
             lacking: Mutex::default(),
             fills: Lanes::new((QUICK_FILLS, READERS_MIN), SLOW_FILLS),
-            strangers: Semaphore::new(STRANGERS_AT_ONCE),
+            strangers: Lanes::new((QUICK_STRANGERS, STRANGERS_MIN), SLOW_STRANGERS)
+                .slow_after(STRANGERS_SLOW_AFTER),
             filling: Mutex::default(),
             in_vain: Mutex::default(),
         }
     }
+}
+
+/// The turn of somebody who fetches what events of a room lack.
+pub(super) struct RoomTurn {
+    _of_source: Turn<(RoomNum, Source)>,
+    /// None where others took long.
+    _of_room: Option<Turn<RoomNum>>,
 }
 
 /// A state that is being fetched for events of a server.
@@ -135,9 +163,31 @@ impl Drop for Filling<'_> {
 }
 
 impl Gaps {
-    /// Waits until nobody else fetches what events of the room lack.
-    pub(super) async fn turn(&self, room: RoomNum) -> Turn<RoomNum> {
-        self.rooms.enter(room).await
+    /// Waits until nobody else fetches what events of the room lack that come from names of the same owner, and for a moment until nobody
+    /// does for others: whoever waits for a server that does not answer holds up its own owner alone.
+    pub(super) async fn turn(&self, env: &Env, room: RoomNum, origin: &ServerName) -> RoomTurn {
+        let of_source = self.sources.enter((room, Source::of(origin.as_str()))).await;
+        let of_room = tokio::select! {
+            biased;
+            turn = self.rooms.enter(room) => Some(turn),
+            () = env.sleep(TURN_WAITS_MAX) => None,
+        };
+        RoomTurn { _of_source: of_source, _of_room: of_room }
+    }
+
+    /// Fetches what events lack of a server that has nobody in the room, in a place that the owner of its name and the address of the
+    /// request pay for; `None` where there is none for long, or where it came slowly and others need the place.
+    pub(super) async fn fetch_for_stranger<T>(
+        &self,
+        env: &Env,
+        origin: &ServerName,
+        work: impl Future<Output = T>,
+    ) -> Option<T> {
+        let owner = Payer::peer(Source::of(origin.as_str()).as_str());
+        let payers = payer::current().led_by(owner);
+        let ran = self.strangers.run(env, (payers, Pace::Unknown), work).await;
+        ran.inspect_err(|why| tracing::debug!(%origin, ?why, "nothing is fetched for a stranger for now"))
+            .ok()
     }
 
     /// Whether a state may be fetched in a room for events that a server gave; `now` is the uptime here and below.
@@ -165,24 +215,13 @@ impl Gaps {
         work: impl Future<Output = T>,
     ) -> Option<T> {
         let _one_of_server = self.begin_state(server)?;
-        let host = server.host().to_owned();
-        let is_slow = self.slow.find(&host, app.env.uptime()).is_some();
+        let is_slow = self.slow.find(&server.host().to_owned(), app.env.uptime()).is_some();
         let pace = if is_slow { Pace::Slow } else { Pace::Unknown };
-        let mut began = None;
-        let work = async {
-            began = Some(app.env.uptime());
-            work.await
-        };
         let ran = self.state_lanes.run(&app.env, (payers, pace), work).await;
-        let now = app.env.uptime();
-        if began.is_some_and(|began| now.saturating_sub(began) >= SLOW_AFTER) {
-            let bytes = host.len() + SLOW_OVERHEAD;
-            self.slow.keep(host, (), bytes, now.saturating_add(SLOW_FOR));
-        }
         ran.inspect_err(|why| tracing::debug!(%server, ?why, "no state is fetched for now")).ok()
     }
 
-    /// Notes that a state was fetched, and how long that took.
+    /// Notes that a state was fetched, or not given, and how long that took from when the server was asked.
     pub(super) fn fetched_state(
         &self,
         room: RoomNum,
@@ -190,6 +229,11 @@ impl Gaps {
         now: Duration,
         took: Duration,
     ) {
+        if took >= SLOW_AFTER {
+            let host = server.host().to_owned();
+            let bytes = host.len() + SLOW_OVERHEAD;
+            self.slow.keep(host, (), bytes, now.saturating_add(SLOW_FOR));
+        }
         let mut paced = self.paced.lock();
         if paced.len() >= PACED_MAX {
             paced.retain(|_, from| *from > now);
@@ -216,6 +260,11 @@ impl Gaps {
     /// Notes that a whole state of a room was fetched.
     pub(super) fn lacks_nothing(&self, room: RoomNum) {
         self.lacking.lock().remove(&room);
+    }
+
+    /// Gives what tells when somebody has ended to fill a hole of a room, if somebody does.
+    pub(super) fn find_filling(&self, room: RoomNum) -> Option<watch::Receiver<()>> {
+        self.filling.lock().get(&room).cloned()
     }
 
     /// Begins to fill a hole of a room; or gives what tells when somebody else has ended to.
@@ -247,12 +296,21 @@ impl Gaps {
     }
 }
 
-/// Waits for the right to change a room's past.
+/// Waits for the right to change a room's past. Nobody waits for another server while they have it.
 pub(super) async fn claim_history(app: &App, room: RoomNum) -> Option<HistoryClaim> {
+    wait_for(app, || app.rooms.turns(room).claim_history()).await
+}
+
+/// Waits until a room is not swept, and keeps it so.
+pub(super) async fn keep_unswept(app: &App, room: RoomNum) -> Option<Unswept> {
+    wait_for(app, || app.rooms.turns(room).keep_unswept()).await
+}
+
+async fn wait_for<T>(app: &App, find: impl Fn() -> Option<T>) -> Option<T> {
     let until = app.env.uptime().saturating_add(CLAIM_WAITS);
     loop {
-        if let Some(claim) = app.rooms.turns(room).claim_history() {
-            return Some(claim);
+        if let Some(found) = find() {
+            return Some(found);
         }
         if app.env.uptime() >= until {
             return None;
@@ -260,6 +318,7 @@ pub(super) async fn claim_history(app: &App, room: RoomNum) -> Option<HistoryCla
         app.env.sleep(CLAIM_LOOKED_AT_EVERY).await;
     }
 }
+
 /// Whether a server has nobody in a room, as far as this server follows it.
 pub(super) async fn is_stranger(app: &App, room: RoomNum, server: &ServerName) -> Result<bool> {
     let (owned, server) = (app.clone(), server.to_owned());

@@ -38,6 +38,8 @@ use crate::{
 
 /// An answer has at most this many events of history.
 const EVENTS_MAX: usize = 100;
+/// Look at most at this many events for an answer, because those that have expired are not given.
+const LOOKED_AT_MAX: usize = 2_000;
 /// An answer about missing events has at most this many.
 const MISSING_MAX: usize = 20;
 /// A question names at most this many events.
@@ -297,7 +299,7 @@ pub(crate) async fn before(
             named.map(|Found { stored, .. }| (stored.row.header.depth, stored.event())).collect();
         let (mut seen, mut shown, mut bytes) = (HashSet::new(), Vec::new(), 0);
         while let Some((_, num)) = waiting.pop() {
-            if shown.len() >= limit || bytes > ANSWER_BYTES_MAX {
+            if shown.len() >= limit || seen.len() >= LOOKED_AT_MAX || bytes > ANSWER_BYTES_MAX {
                 break;
             }
             if !seen.insert(num) {

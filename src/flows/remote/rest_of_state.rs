@@ -260,8 +260,8 @@ async fn fill_from(
         return Err(fault("it gave a state of fewer events than another server"));
     }
     // From here to the end of learning, nothing that was fetched may be swept.
-    let claim = gaps::claim_history(&app, room).await;
-    let _claim = claim.ok_or(Error::Busy { retry_after: Duration::from_secs(10) })?;
+    let unswept = gaps::keep_unswept(&app, room).await;
+    let _unswept = unswept.ok_or(Error::Busy { retry_after: Duration::from_secs(10) })?;
     // Until there is a place for working on the state that came, it counts as an answer, for a bounded time.
     let _place = states::bring(fetch, missing, ids.state.len()).await?;
     if at != join.id {
@@ -269,6 +269,8 @@ async fn fill_from(
         states::bring_missing(fetch, vec![at.clone()]).await?;
         ids.state.push(at.clone());
     }
+    let claim = gaps::claim_history(&app, room).await;
+    let _claim = claim.ok_or(Error::Busy { retry_after: Duration::from_secs(10) })?;
     let (owned, state, partial) = (app.clone(), ids.state.clone(), partial.clone());
     let via = partial.via.clone();
     let last = (at != join.id).then(|| at.clone());

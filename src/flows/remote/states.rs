@@ -54,13 +54,15 @@ const SINGLE_AT_MOST: usize = 500;
 const LACKING_PART: usize = 10;
 /// Events of a whole state are taken in so many at a time.
 const TAKEN_AT_ONCE: usize = 200;
+/// A server that did not give a state within this time is not asked for another one at once.
+const SILENT_AFTER: Duration = Duration::from_secs(30);
 /// Ask at most this many servers for a state.
 const SERVERS_MAX: usize = 3;
 /// A state that came is given up when nobody works on it within this time; it is fetched again later.
 const PLACE_WAITS_MAX: Duration = Duration::from_secs(120);
 
-/// Fetches the state before an event, as a difference from a state that is stored. The caller has the right to change the room's past, so
-/// that nothing of it is swept meanwhile. Errors: [`Error::Remote`] if no server gave a state that can be used.
+/// Fetches the state before an event, as a difference from a state that is stored. The caller keeps the room from being swept meanwhile.
+/// Errors: [`Error::Remote`] if no server gave a state that can be used.
 pub(crate) async fn before(fetch: &mut Fetch<'_>, event: &Received, base: StateRef) -> Result<Sketch> {
     if let Some(sketch) = before_second(fetch, event.event(), base).await? {
         return Ok(sketch);
@@ -70,16 +72,23 @@ pub(crate) async fn before(fetch: &mut Fetch<'_>, event: &Received, base: StateR
     if let [missing] = &*missing {
         asked.push(At::After(missing));
     }
-    let mut failed = None;
+    let (mut failed, mut silent) = (None, BTreeSet::new());
     for at in asked {
         let mut fullest = Fullest::default();
         for server in fetch.servers.clone().into_iter().take(SERVERS_MAX) {
+            if silent.contains(&server) {
+                continue;
+            }
+            let began = fetch.app.env.uptime();
             // The future that fetches a state is large, and lies in the heap, so that whoever waits for it stays small on the stack.
             match Box::pin(from(fetch, &server, at, base, &mut fullest)).await {
                 Ok(sketch) => return Ok(sketch),
                 Err(error @ Error::Remote { .. }) => {
                     tracing::debug!(room = %fetch.num, %server, %error, "a state could not be fetched from a server");
                     failed = Some(error);
+                    if fetch.app.env.uptime().saturating_sub(began) >= SILENT_AFTER {
+                        silent.insert(server);
+                    }
                 }
                 Err(other) => return Err(other),
             }

@@ -2,8 +2,8 @@
 //! events that allow them, and where the gap is too long for that, the state before it (server-server API, "Checks performed on receipt
 //! of a PDU", "Backfilling and retrieving missing events").
 //!
-//! Everything is bounded: a gap is followed for some rounds, events and seconds, and one room is worked on by one at a time. What cannot
-//! be had does not reject an event: its outcome is [`Outcome::Unknown`], to be tried again later.
+//! Everything is bounded: a gap is followed for some rounds, events and seconds, and what events of one owner's servers lack in a room is
+//! fetched by one at a time. What cannot be had does not reject an event: its outcome is [`Outcome::Unknown`], to be tried again later.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -35,7 +35,7 @@ const ROUNDS_MAX: usize = 10;
 const ROUND_EVENTS: u32 = 20;
 /// A gap is followed for at most this many events.
 const GAP_EVENTS_MAX: usize = 200;
-/// Everything that one call fetches, states aside, takes at most this long.
+/// One call fetches for this long; a state whose fetch has begun by then is waited for.
 const TAKES_MAX: Duration = Duration::from_secs(60);
 /// One call asks at most this many questions.
 const REQUESTS_MAX: usize = 150;
@@ -53,6 +53,8 @@ const STATE_EVENTS_MAX: usize = 5_000;
 const STRANGERS_TAKE_MAX: Duration = Duration::from_secs(10);
 /// and at most this many questions, which go to that server alone.
 const STRANGERS_REQUESTS_MAX: usize = 10;
+/// Ask at most this many other servers about a gap of which its event's own server gives nothing.
+const OTHERS_MAX: usize = 1;
 /// Ask for up to this many events below a gap one by one.
 const BELOW_MAX: usize = 5;
 /// An event whose auth events come late is judged this many times.
@@ -111,32 +113,22 @@ async fn fetch_for(
     outcomes: &mut [Outcome],
     silence: Silence,
 ) -> Result<()> {
-    // A server that has nobody in the room, as far as is known, may have come in by an event that is missing here. So it is asked, but
-    // nobody else for its sake, nor twice, and the room's turn is not held meanwhile.
-    let is_stranger = gaps::is_stranger(app, room, origin).await?;
-    let (_turn, _place, budget) = if is_stranger {
-        let place = app.gaps.strangers.try_acquire();
-        let Some(place) = place.ok().filter(|_| silence == Silence::Waits) else { return Ok(()) };
-        (None, Some(place), Budget::new(app, STRANGERS_TAKE_MAX, STRANGERS_REQUESTS_MAX, EVENTS_MAX))
-    } else {
-        (Some(app.gaps.turn(room).await), None, Budget::new(app, TAKES_MAX, REQUESTS_MAX, EVENTS_MAX))
-    };
-    let mut fetch = Fetch::begin(app, room, vec![origin.to_owned()], budget).await?;
-    if is_stranger {
-        fetch.servers.retain(|server| server == origin);
+    if gaps::is_stranger(app, room, origin).await? {
+        // A server that has nobody in the room, as far as is known, may have come in by an event that is missing here. So it is asked, but
+        // nobody else for its sake, no turn is held meanwhile, and a state is not fetched because it is silent.
+        let work = async {
+            let budget = Budget::new(app, STRANGERS_TAKE_MAX, STRANGERS_REQUESTS_MAX, EVENTS_MAX);
+            let mut fetch = Fetch::begin(app, room, vec![origin.to_owned()], budget).await?;
+            fetch.servers.retain(|server| server == origin);
+            Gap::new(fetch, origin, Silence::Waits).close_all(events, outcomes).await
+        };
+        let fetched = app.gaps.fetch_for_stranger(&app.env, origin, Box::pin(work)).await;
+        return fetched.unwrap_or(Ok(()));
     }
-    let mut gap = Gap { fetch, origin: origin.to_owned(), fetched_states: false, silence };
-    for (event, outcome) in events.iter().zip(outcomes) {
-        if !matches!(outcome, Outcome::Need { .. }) {
-            continue;
-        }
-        // Another event of the list, or somebody else, may have brought what it needs.
-        *outcome = one(app, room, event.clone()).await?;
-        if matches!(outcome, Outcome::Need { .. }) {
-            *outcome = gap.close(event, outcome.clone()).await?;
-        }
-    }
-    Ok(())
+    let _turn = app.gaps.turn(&app.env, room, origin).await;
+    let budget = Budget::new(app, TAKES_MAX, REQUESTS_MAX, EVENTS_MAX);
+    let fetch = Fetch::begin(app, room, vec![origin.to_owned()], budget).await?;
+    Gap::new(fetch, origin, silence).close_all(events, outcomes).await
 }
 
 /// Whether an event cites one that waits for the room's policy server. No hole may open in that one's place, because nobody asks
@@ -159,14 +151,43 @@ async fn one(app: &App, room: RoomNum, event: Received) -> Result<Outcome> {
 struct Gap<'a> {
     fetch: Fetch<'a>,
     origin: OwnedServerName,
-    /// Whether states were fetched already, so that the call may fetch more without a pause.
-    fetched_states: bool,
+    states: States,
     silence: Silence,
 }
 
-impl Gap<'_> {
+/// The states that were fetched in a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum States {
+    NoneYet,
+    /// Some came, so that the call may fetch more without a pause.
+    Came,
+    /// One did not come, so that the call asks for no other.
+    InVain,
+}
+
+impl<'a> Gap<'a> {
+    fn new(fetch: Fetch<'a>, origin: &ServerName, silence: Silence) -> Self {
+        Self { fetch, origin: origin.to_owned(), states: States::NoneYet, silence }
+    }
+
     fn app(&self) -> &App {
         self.fetch.app
+    }
+
+    /// Fetches what those of the events lack that need others, one after the other, as long as there is time.
+    async fn close_all(&mut self, events: &[Received], outcomes: &mut [Outcome]) -> Result<()> {
+        let (app, room) = (self.app().clone(), self.fetch.num);
+        for (event, outcome) in events.iter().zip(outcomes) {
+            if !matches!(outcome, Outcome::Need { .. }) {
+                continue;
+            }
+            // Another event of the list, or somebody else, may have brought what it needs.
+            *outcome = one(&app, room, event.clone()).await?;
+            if matches!(outcome, Outcome::Need { .. }) && !self.fetch.budget.is_over(&app) {
+                *outcome = self.close(event, outcome.clone()).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Fetches what an event lacks, and gives its outcome then.
@@ -213,14 +234,25 @@ impl Gap<'_> {
         let heads = self.list_heads().await?;
         let mut found = BTreeMap::from([(event.id().to_owned(), event.clone())]);
         let mut open: BTreeSet<OwnedEventId> = missing.into_iter().collect();
+        let mut others = self.list_others_to_ask();
+        let mut asked = self.origin.clone();
         for _ in 0..ROUNDS_MAX {
             if open.is_empty() || found.len() > GAP_EVENTS_MAX {
                 break;
             }
             let latest = list_bottoms(&found, &open).into_iter().take(ROUND_EVENTS as usize).collect();
-            let origin = self.origin.clone();
-            let asked = self.fetch.missing_events(&origin, heads.clone(), latest, ROUND_EVENTS);
-            let (got, has_more) = asked.await?;
+            let answer = self.fetch.missing_events(&asked, heads.clone(), latest, ROUND_EVENTS).await?;
+            if answer.is_none() {
+                // For what else is lacking, others are asked before it.
+                self.fetch.servers.sort_by_key(|server| *server == asked);
+            }
+            let (got, has_more) = answer.unwrap_or_default();
+            if got.is_empty()
+                && let Some(other) = others.pop()
+            {
+                asked = other;
+                continue;
+            }
             // The create event is the end of the past, and comes in with that alone: the state before an event which stands on it is
             // fetched, or the hole below the join leads there.
             let got = got.into_iter().filter(|event| !event.event().prev.is_empty());
@@ -252,6 +284,18 @@ impl Gap<'_> {
         }
         tracing::debug!(room = %self.fetch.num, found = found.len(), open = open.len(), "a gap in a room was followed");
         Ok(found)
+    }
+
+    /// Lists the servers, the likeliest last, that are asked about a gap of which the event's own server gives nothing: none where the event
+    /// may wait for it.
+    fn list_others_to_ask(&self) -> Vec<OwnedServerName> {
+        match self.silence {
+            Silence::Waits => Vec::new(),
+            Silence::FetchesState => {
+                let others = self.fetch.servers.iter().filter(|server| **server != self.origin);
+                others.take(OTHERS_MAX).cloned().collect()
+            }
+        }
     }
 
     /// Asks for the events below a gap where a server came to the end of what it tells of the gap. Mostly these stand on what we have, so
@@ -409,8 +453,13 @@ impl Gap<'_> {
     /// Takes in an event by the state before it, which is fetched; `None` where that cannot be had now.
     async fn take_in_with_state(&mut self, event: &Received) -> Result<Option<Outcome>> {
         let (app, room, origin) = (self.app().clone(), self.fetch.num, self.origin.clone());
-        if !self.fetched_states && !app.gaps.may_fetch_state(room, &origin, app.env.uptime()) {
-            tracing::debug!(%room, %origin, "no state is fetched, because one was a short while ago");
+        let may_fetch = match self.states {
+            States::Came => !self.fetch.budget.is_over(&app),
+            States::NoneYet => app.gaps.may_fetch_state(room, &origin, app.env.uptime()),
+            States::InVain => false,
+        };
+        if !may_fetch {
+            tracing::debug!(%room, %origin, "no state is fetched, because one was a short while ago, or did not come");
             return Ok(None);
         }
         let owned = app.clone();
@@ -420,29 +469,31 @@ impl Gap<'_> {
         self.fetch.payers = payers;
         // The future that fetches a state is large, and lies in the heap, so that whoever waits for it stays small on the stack.
         let fetching = Box::pin(async {
-            let Some(claim) = gaps::claim_history(&app, room).await else { return Ok(None) };
+            // Until the event is judged, nothing that was fetched may be swept.
+            let Some(unswept) = gaps::keep_unswept(&app, room).await else { return Ok(None) };
             began = Some(app.env.uptime());
             // The time counts from when there is a place.
             self.fetch.budget = Budget::new(&app, STATES_TAKE_MAX, STATE_REQUESTS_MAX, STATE_EVENTS_MAX);
-            self.fetched_states = true;
             let fetched = self.fetch_state(event).await;
-            fetched.map(|sketch| Some((sketch, claim)))
+            fetched.map(|sketch| Some((sketch, unswept)))
         });
         let fetched = app.gaps.fetch_state(&app, (payers, &origin), fetching).await;
         self.fetch.budget = left;
+        self.states = if matches!(fetched, Some(Ok(Some(_)))) { States::Came } else { States::InVain };
         if let Some(began) = began {
             let now = app.env.uptime();
             app.gaps.fetched_state(room, origin, now, now.saturating_sub(began));
         }
-        let (sketch, _claim) = match fetched {
+        let (sketch, _unswept) = match fetched {
             None | Some(Ok(None)) => return Ok(None),
-            Some(Ok(Some((sketch, claim)))) => (Arc::new(sketch), claim),
+            Some(Ok(Some((sketch, unswept)))) => (Arc::new(sketch), unswept),
             Some(Err(error @ (Error::Remote { .. } | Error::Busy { .. }))) => {
                 tracing::debug!(%room, event = %event.id(), %error, "the state before an event could not be fetched");
                 return Ok(None);
             }
             Some(Err(other)) => return Err(other),
         };
+        let Some(_claim) = gaps::claim_history(&app, room).await else { return Ok(None) };
         let outcome = ingest::ingest_with(&app, room, event.clone(), sketch).await?;
         tracing::debug!(%room, event = %event.id(), ?outcome, "an event was judged by a state that was fetched");
         Ok(Some(outcome))

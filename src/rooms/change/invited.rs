@@ -167,10 +167,11 @@ fn is_by_company(
 
 /// The part of a server's name that its owner does not have for nothing: the last two labels, or the network of an address.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Source(String);
+pub(crate) struct Source(String);
 
 impl Source {
-    fn of(server: &str) -> Self {
+    /// The source of a server's name.
+    pub(crate) fn of(server: &str) -> Self {
         let host = <&ServerName>::try_from(server).map_or(server, ServerName::host);
         if let Ok(address) = host.trim_matches(['[', ']']).parse::<IpAddr>() {
             return Self(match address {
@@ -180,6 +181,11 @@ impl Source {
         }
         let start = host.rmatch_indices('.').nth(1).map_or(0, |(dot, _)| dot + 1);
         Self(host.get(start..).unwrap_or(host).to_ascii_lowercase())
+    }
+
+    /// The text of it, which is the same for all names of one owner.
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
     }
 }
 

@@ -137,7 +137,7 @@ impl Change {
     }
 
     /// Begins a sweep. Answers that name old side states are forgotten, because nothing else may need those.
-    /// Errors: [`Error::Busy`] while somebody changes the room's past.
+    /// Errors: [`Error::Busy`] while somebody changes the room's past, or fetches what is to be written.
     pub fn begin_sweep(&mut self, resolver: &Resolver) -> Result<Began> {
         debug_assert!(self.added().is_empty(), "a sweep begins in a turn of its own");
         if !self.seat.note_cited() {
