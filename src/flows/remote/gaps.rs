@@ -55,7 +55,7 @@ const SLOW_FILLS: usize = 16;
 const QUICK_STRANGERS: usize = 16;
 /// It takes at least this many owners of names, and as many addresses, to have as much fetched.
 const STRANGERS_MIN: usize = 8;
-/// Whoever has nobody in the room and has not answered by then is slow: a transaction waits for a few seconds only.
+/// A server that has nobody in the room, and has not answered by then, is slow: a transaction waits for a few seconds only.
 const STRANGERS_SLOW_AFTER: Duration = Duration::from_secs(1);
 /// At most this much is fetched at once for such servers that are slow, besides.
 const SLOW_STRANGERS: usize = 64;
