@@ -13,7 +13,6 @@ use base64::{
 use bytes::Bytes;
 use ruma::{
     CanonicalJsonObject, EventId, OwnedEventId, OwnedServerName, OwnedUserId, RoomId, UserId,
-    canonical_json::{redact, redact_content_in_place},
     room_version_rules::RoomVersionRules,
     signatures::{Ed25519KeyPair, KeyPair as _},
 };
@@ -26,6 +25,7 @@ use crate::{
     json::{JsonRef, JsonText, Object},
     rooms::{
         event::{self, Event},
+        redact,
         reference::{self, Hashes},
     },
     schema::{
@@ -75,7 +75,7 @@ impl Signer {
             || Refusal::bad_json("The event is not in the form of an event that another server signed.");
         let mut event: CanonicalJsonObject = serde_json::from_slice(json).map_err(|_| odd())?;
         event.remove("unsigned");
-        let mut signed = redact(event.clone(), &rules.redaction, None).map_err(|_| odd())?;
+        let mut signed = redact::cut(event.clone(), rules).ok_or_else(odd)?;
         signed.remove("signatures");
         let write = |event: &CanonicalJsonObject| serde_json::to_vec(event).map_err(|_| odd());
         self.cosign(&write(&signed)?, &write(&event)?).ok_or_else(odd)
@@ -224,7 +224,7 @@ pub fn build(signer: &Signer, draft: &Draft, setting: &Setting<'_>, version: u8)
         content.insert("redacts".to_owned(), redacts.as_str().into());
     }
     let whole_content = raw(&content)?;
-    redact_content_in_place(&mut content, &rules.redaction, &draft.event_type);
+    redact::cut_content(&mut content, rules, &draft.event_type);
     let redacted_content = raw(&content)?;
 
     let cited = |ids| reference::cited(ids, version, setting.hashes);

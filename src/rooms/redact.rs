@@ -6,7 +6,10 @@
 use std::{collections::BTreeMap, ops::Bound};
 
 use bytes::Bytes;
-use ruma::{CanonicalJsonObject, CanonicalJsonValue, room_version_rules::RoomVersionRules};
+use ruma::{
+    CanonicalJsonObject, CanonicalJsonValue, canonical_json::redact_content_in_place,
+    room_version_rules::RoomVersionRules,
+};
 use serde_json::value::RawValue;
 
 use crate::{
@@ -17,7 +20,7 @@ use crate::{
         rules,
     },
     schema,
-    schema::{jobs::Job, rooms::RoomRow},
+    schema::{event_types::MEMBER, jobs::Job, rooms::RoomRow},
     store::{Batch, Fault, Read, timer},
 };
 
@@ -35,14 +38,31 @@ const THIRD_PARTY_INVITE: &str = "third_party_invite";
 pub fn redacted(json: &[u8], rules: &RoomVersionRules) -> Option<Bytes> {
     let event: &RawValue = serde_json::from_slice(json).ok()?;
     let CanonicalJsonValue::Object(outline) = outline(event, LEVELS) else { return None };
-    let mut left = ruma::canonical_json::redact(outline, &rules.redaction, None).ok()?;
-    // An invitation by way of a third party keeps only `signed`, and so nothing of what is no object. ruma leaves that as it is.
-    if let Some(CanonicalJsonValue::Object(content)) = left.get_mut("content") {
-        content.retain(|field, value| {
-            field != THIRD_PARTY_INVITE || matches!(value, CanonicalJsonValue::Object(_))
-        });
+    keep(event, &cut(outline, rules)?).map(Bytes::from)
+}
+
+/// Gives what the redacted form of an event has of its fields. `None` where they are not those of an event.
+pub(super) fn cut(event: CanonicalJsonObject, rules: &RoomVersionRules) -> Option<CanonicalJsonObject> {
+    let mut left = ruma::canonical_json::redact(event, &rules.redaction, None).ok()?;
+    let is_member = left.get("type").and_then(CanonicalJsonValue::as_str) == Some(MEMBER);
+    if let Some(CanonicalJsonValue::Object(content)) = left.get_mut("content").filter(|_| is_member) {
+        cut_invitation(content);
     }
-    keep(event, &left).map(Bytes::from)
+    Some(left)
+}
+
+/// Leaves of the content of an event what its redacted form has.
+pub(super) fn cut_content(content: &mut CanonicalJsonObject, rules: &RoomVersionRules, event_type: &str) {
+    redact_content_in_place(content, &rules.redaction, event_type);
+    if event_type == MEMBER {
+        cut_invitation(content);
+    }
+}
+
+/// An invitation by way of a third party keeps only `signed`, and so nothing of what is no object. ruma leaves that as it is.
+fn cut_invitation(content: &mut CanonicalJsonObject) {
+    content
+        .retain(|field, value| field != THIRD_PARTY_INVITE || matches!(value, CanonicalJsonValue::Object(_)));
 }
 
 /// Gives the names of the fields, nested down to this many levels, and of the values only strings.
@@ -172,5 +192,25 @@ mod tests {
         let expected = r#"{"content":{"membership":"invite","third_party_invite":{"signed":{"mxid":"@a:b","n":1.5}}},"sender":"@a:b","state_key":"@a:b","type":"m.room.member"}"#;
         assert_eq!(std::str::from_utf8(&left).unwrap(), expected);
         assert!(redacted(b"[]", versions::find_rules(11).unwrap()).is_none());
+    }
+
+    #[test]
+    fn an_invitation_by_way_of_a_third_party_that_is_no_object_goes_from_member_events_alone() {
+        let rules = versions::find_rules(11).unwrap();
+        for odd in [r#""x""#, "5", "[]", "null"] {
+            let of = |kind: &str| {
+                format!(
+                    r#"{{"content":{{"third_party_invite":{odd}}},"sender":"@a:b","state_key":"","type":"{kind}"}}"#
+                )
+            };
+            let left = |kind: &str| redacted(of(kind).as_bytes(), rules).unwrap();
+            assert_eq!(
+                &left("m.room.create")[..],
+                of("m.room.create").as_bytes(),
+                "it keeps its whole content"
+            );
+            let member = of(MEMBER).replace(&format!(r#""third_party_invite":{odd}"#), "");
+            assert_eq!(&left(MEMBER)[..], member.as_bytes());
+        }
     }
 }

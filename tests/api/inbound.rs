@@ -329,6 +329,23 @@ async fn events_that_are_wrong_harm_none_beside_them() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_odd_invitation_by_way_of_a_third_party_is_stored_as_whole_as_any_event() {
+    for version in ["10", "11", "12"] {
+        let scene = Scene::with(json!({ "preset": "public_chat", "room_version": version })).await;
+        for (number, odd) in [json!("x"), json!(5), json!([]), Value::Null].into_iter().enumerate() {
+            let content = json!({ "membership": "join", "third_party_invite": odd });
+            let user = scene.bob.user.clone();
+            let heads = scene.bob.heads();
+            let (id, event) =
+                scene.peer.event(&scene.bob, "m.room.member", Some(user.as_str()), content, &heads);
+            let (status, answer) = scene.send(&number.to_string(), &[event]).await;
+            assert_eq!((status, &answer["pdus"][id.as_str()]), (StatusCode::OK, &json!({})), "{answer}");
+        }
+        scene.server.assert_whole();
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_server_that_the_room_does_not_admit_sends_it_nothing() {
     let scene = Scene::new().await;
     let acl = json!({ "allow": ["*"], "deny": ["b.example"] });

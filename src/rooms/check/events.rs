@@ -4,14 +4,14 @@
 use ruma::{
     CanonicalJsonObject, CanonicalJsonValue, EventId, UserId,
     serde::{Base64, base64::Standard},
-    signatures::{content_hash, reference_hash},
+    signatures::content_hash,
 };
 
 use crate::{
     accounts,
     ids::{EventNum, Order, RoomNum},
     rooms::{
-        change::txn,
+        change::{Signed, txn},
         event, redact, relations, rules,
         state::{
             self, StateRef, StateValue,
@@ -276,11 +276,7 @@ fn signed(room: &RoomRow, row: &EventRow, doubts: &mut Doubts) -> Result<(), Fau
         return Ok(());
     };
     let id = event::event_id(&row.header.key, room.version);
-    let is_it = if event::are_ids_chosen(room.version) {
-        object.get("event_id").and_then(CanonicalJsonValue::as_str) == Some(id.as_str())
-    } else {
-        reference_hash(&object, rules).is_ok_and(|hash| id.as_str().get(1..) == Some(&*hash))
-    };
+    let is_it = Signed::find_id(room.version, &row.json).is_some_and(|found| found == id);
     doubts.unless(is_it, "its bytes are not those of the event of its id");
     let is_whole = row.is_redacted()
         || row.header.expired
