@@ -449,3 +449,34 @@ async fn a_server_that_fills_inboxes_too_fast_waits_and_loses_nothing() {
     }
     assert_eq!(count, 105, "each comes, and once");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_stranger_at_the_same_address_keeps_nobody_from_writing_who_shares_a_room() {
+    let net = Net::new(1);
+    let store = Store::open(Engine::Memory(Default::default()), Durability::Fsync).unwrap();
+    let server = TestServer::start(doors(&net), store, |config| {
+        config.limits.rate_limits = true;
+        config.limits.register = Bucket { per_second: 1_000.0, burst: 1_000 };
+        config.limits.inbound_to_device = Bucket { per_second: 0.1, burst: 20 };
+    });
+    let alice = server.register("alice").await;
+    let room = alice.create(json!({ "preset": "public_chat" })).await;
+    let [near, flood] = [("b.example", "5.0.0.2", 2), ("c.example", "5.0.0.3", 3)]
+        .map(|it| Peer::new(&net, it.0, it.1, it.2));
+    let bob = Remote::new(server.server().app(), &room);
+    let joins = json!({ "membership": "join" });
+    let (id, join) = near.event(&bob, "m.room.member", Some(bob.user.as_str()), joins, &bob.heads());
+    let (_, answer) = near.transact(&server, "join", &[join], &[]).await;
+    assert_eq!(answer["pdus"][id.as_str()], json!({}));
+    let to_all = json!({ &alice.user_id: { "*": { "b": "x".repeat(9_000) } } });
+    let tell = async |peer: &Peer, txn: &str, count: usize| {
+        let sender = format!("@m:{}", peer.own.server());
+        let edus = (0..count).map(|number| message(&format!("{number}"), &sender, to_all.clone()));
+        let edus =
+            edus.map(|(kind, content)| json!({ "edu_type": kind, "content": content })).collect::<Vec<_>>();
+        peer.transact(&server, txn, &[], &edus).await.0
+    };
+    assert_eq!(tell(&flood, "1", 100).await, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(tell(&near, "1", 5).await, StatusCode::OK);
+    assert_eq!(tell(&near, "2", 100).await, StatusCode::TOO_MANY_REQUESTS, "its own part is bounded, too");
+}

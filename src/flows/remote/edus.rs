@@ -320,13 +320,15 @@ impl Near {
         let mut nearness = Nearness::Stranger;
         for row in members::list_user_rooms(snapshot, user)? {
             let (room, row) = row?;
+            // Others invite to as many rooms as they like, which are none that count.
+            if row.membership != Membership::Join {
+                continue;
+            }
             if self.rooms_left == 0 {
                 break;
             }
             self.rooms_left -= 1;
-            if row.membership == Membership::Join
-                && members::is_server_joined(snapshot, room, origin.as_str())?
-            {
+            if members::is_server_joined(snapshot, room, origin.as_str())? {
                 nearness = Nearness::Sharing;
                 break;
             }
@@ -346,14 +348,20 @@ struct Delivery {
     targets: Vec<Target>,
 }
 
-/// Counts what a server writes into inboxes, for its host and for the address from which it comes, because names cost nothing. A server that
+/// Counts what a server writes into inboxes, for its host, and what it writes as a stranger also for the address from which it comes,
+/// because names cost nothing: whoever shares rooms with users of ours is not counted with its neighbors there. A server that
 /// has written too much waits, and then hears that it does: what was delivered is delivered, and the rest comes again.
-async fn count(app: &App, origin: &ServerName, acts: usize, until: Duration) -> Result<()> {
+async fn count(
+    app: &App,
+    origin: &ServerName,
+    (acts, strange): (usize, usize),
+    until: Duration,
+) -> Result<()> {
     let address = match payer::current().narrowest() {
-        Payer::Address(address) => Some(Source::Address(address)),
+        Payer::Address(address) if strange > 0 => Some((Source::Address(address), strange)),
         _ => None,
     };
-    for source in [Some(Source::host(origin.host())), address].into_iter().flatten() {
+    for (source, acts) in [Some((Source::host(origin.host()), acts)), address].into_iter().flatten() {
         loop {
             match app.limits.take(Limit::InboundToDevice, source) {
                 Ok(()) => break,
@@ -369,17 +377,18 @@ async fn count(app: &App, origin: &ServerName, acts: usize, until: Duration) -> 
     Ok(())
 }
 
-/// Counts the acts of the messages of one batch, but of those that were delivered before.
-fn acts_of(app: &App, origin: &str, deliveries: &[Delivery]) -> Result<usize> {
+/// Counts the acts of the messages of one batch, but of those that were delivered before, and which of them are those of a stranger.
+fn acts_of(app: &App, origin: &str, deliveries: &[Delivery]) -> Result<(usize, usize)> {
     let view = app.store.view();
-    let mut acts = 0;
+    let (mut acts, mut strange) = (0, 0);
     for delivery in deliveries {
         let before = schema::INBOUND_MESSAGE.get(&view, (origin, delivery.id.as_str()))?;
         if !before.is_some_and(|before| before.progress.is_done) {
             acts += delivery.acts;
+            strange += if delivery.is_strangers { delivery.acts } else { 0 };
         }
     }
-    Ok(acts)
+    Ok((acts, strange))
 }
 
 /// Puts messages into the inboxes of devices of ours, each once for its id, several in one batch. Errors: [`Error::Busy`] where the server
@@ -399,7 +408,7 @@ async fn deliver(
             let next = done..counted;
             let look = move || acts_of(&owned, of.as_str(), all.get(next).unwrap_or_default());
             let acts = app.env.blocking(look).await?;
-            if acts > 0 {
+            if acts.0 > 0 {
                 count(app, origin, acts, until).await?;
             }
         }

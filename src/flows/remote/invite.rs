@@ -106,9 +106,6 @@ pub(crate) async fn receive(app: &App, origin: &ServerName, coming: Coming) -> R
     let signed = Signed::read(RoomNum(0), &row, coming.event.get().as_bytes())
         .map_err(|why| Refusal::new(why.kind, format!("`event` is not accepted: {}", why.message)))?;
     let target = judge(app, origin, &coming.event_id, &signed)?;
-    if rooms::is_known_otherwise(&*app.store.snapshot(), &coming.room_id, version)? {
-        return Err(invalid("`room_version` is not that of the room").into());
-    }
     let sender = signed.unverified().sender.to_string();
     let user = find_target(app, origin, &coming, (&target, &signed.unverified().sender))?;
     let json: Bytes = signed.cosigned(app.rooms.signer())?;
@@ -128,6 +125,10 @@ pub(crate) async fn receive(app: &App, origin: &ServerName, coming: Coming) -> R
         && members::is_server_joined(&*snapshot, num, app.config.server.name.as_str())?
     {
         // The room itself brings the event.
+        return Ok(answer);
+    }
+    if rooms::is_known_otherwise(&*snapshot, &coming.room_id, version)? {
+        // It comes to nothing, and is answered as for a room that nobody here knows: whether one does is told to no stranger.
         return Ok(answer);
     }
     drop(snapshot);

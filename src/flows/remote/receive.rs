@@ -65,6 +65,10 @@ const REMEMBERED: u64 = 16;
 const REMEMBERED_MS: u64 = 7 * 24 * 60 * 60 * 1000;
 /// A reason in an answer has at most this many characters.
 const REASON_CHARS_MAX: usize = 200;
+/// The reasons in an answer have at most this many bytes together, because answers are remembered, and may say what the events say.
+const REASONS_BYTES_MAX: usize = 2 << 10;
+/// An answer says this of events for whose reasons it has no bytes left.
+const NO_REASON: &str = "The event is not accepted.";
 /// Events that are not judged after this time wait in the store.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(5);
 /// At most this many transactions of a server are here at once: one that is taken in, and the others wait.
@@ -265,13 +269,16 @@ pub(super) fn forget_old(
 type Results = BTreeMap<OwnedEventId, Option<String>>;
 
 fn write_answer(results: Results) -> JsonText {
-    let mut answer = Object::new();
+    let (mut answer, mut left) = (Object::new(), REASONS_BYTES_MAX);
     answer.object("pdus", |pdus| {
         for (id, error) in results {
             pdus.object(id.as_str(), |result| {
                 if let Some(error) = error {
-                    let error: String = error.chars().take(REASON_CHARS_MAX).collect();
-                    result.text("error", &error);
+                    let error = error.chars().filter(|char| !char.is_control()).take(REASON_CHARS_MAX);
+                    let error: String = error.collect();
+                    let after = left.checked_sub(error.len());
+                    left = after.unwrap_or(left);
+                    result.text("error", after.map_or(NO_REASON, |_| error.as_str()));
                 }
             });
         }
@@ -571,4 +578,24 @@ async fn settle(
         app.staged.hurry(room);
     }
     Ok(results)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_holds_a_bounded_part_of_what_events_say() {
+        let of = |number: usize, why: &str| {
+            (OwnedEventId::try_from(format!("$event{number:02}")).unwrap(), Some(why.to_owned()))
+        };
+        let results: Results = (0..EVENTS_MAX).map(|number| of(number, &"\u{0}é".repeat(300))).collect();
+        let answer = write_answer(results);
+        assert!(answer.as_str().len() <= REASONS_BYTES_MAX + EVENTS_MAX * 64, "{}", answer.as_str().len());
+        let answer: serde_json::Value = serde_json::from_str(answer.as_str()).unwrap();
+        assert_eq!(answer["pdus"]["$event00"]["error"], "é".repeat(REASON_CHARS_MAX));
+        assert_eq!(answer["pdus"]["$event49"]["error"], NO_REASON);
+        let short: Results = (0..EVENTS_MAX).map(|number| of(number, "It is not allowed.")).collect();
+        assert!(!write_answer(short).as_str().contains(NO_REASON));
+    }
 }
