@@ -13,7 +13,7 @@ use crate::{
         commit,
         jobs::{self, unless_fired},
         membership,
-        remote::{left_out, payers, rest_of_state},
+        remote::{late, left_out, payers, rest_of_state},
         room::{
             delayed, expire,
             ingest::{reunite, sticky, sweep},
@@ -22,7 +22,7 @@ use crate::{
     },
     ids::{EventNum, RoomNum, UserNum},
     rooms::{change::txn, graph, redact},
-    schema::jobs::Job,
+    schema::jobs::{Job, Left},
     store::{
         Guard, tail,
         timer::{self, Timer},
@@ -59,6 +59,7 @@ async fn carry_out_of_kind(app: &App, timer: &Timer) -> Result<()> {
         Job::TakeLeftOut { room } => {
             elsewhere(app, room, timer, Box::pin(take_left_out(app, room, timer))).await
         }
+        Job::LeaveAgain { user, left } => leave_again(app, user, left, timer).await,
         Job::SweepDevices { user } => {
             log_out::sweep(app, user).await?;
             cancel(app, timer)
@@ -105,6 +106,14 @@ async fn tell_rooms(app: &App, user: UserNum, timer: &Timer) -> Result<()> {
         presence::tell_profile(app, user).await?;
     }
     cancel(app, timer)
+}
+
+/// Leaves a room again if a join has come true that its user gave up, and looks again later as long as one may.
+async fn leave_again(app: &App, user: UserNum, left: Left, timer: &Timer) -> Result<()> {
+    match late::attend(app, user, &left).await? {
+        Some(next) => come_back(app, timer, &Job::LeaveAgain { user, left }, next.due_ms),
+        None => cancel(app, timer),
+    }
 }
 
 /// Reunites the branches of a room that stand apart, as after a restart nobody else does. As long as some still do, it looks again

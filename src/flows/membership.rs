@@ -17,9 +17,10 @@ use crate::{
         remote::{
             self,
             ask::Named,
-            attempts::Attempt,
+            attempts::{Attempt, Ended},
             candidates::{CANDIDATES_MAX, candidates, find_here, find_named},
             join::Alone,
+            late,
             template::Wanted,
         },
         room::{
@@ -60,6 +61,7 @@ pub(crate) async fn join(
     extra: CanonicalJsonObject,
 ) -> Result<OwnedRoomId> {
     let Named { room_id, servers } = find_named(app, name, via).await?;
+    late::forget(app, &room_id, caller.user)?;
     let mut num = find_here(app, &room_id)?;
     if num.is_none() {
         let (author, servers, reason, extra) =
@@ -170,7 +172,8 @@ pub(crate) async fn set_state(
 pub(crate) async fn leave(app: &App, caller: &Caller, room: &RoomId, reason: Option<String>) -> Result<()> {
     // What a suspended user says with it, others would read, also where another server takes part in it.
     let reason = reason.filter(|_| !caller.is_suspended);
-    let was_coming = app.remote.attempts.end(app, room, caller.user).await;
+    let Ended { was_coming, joins } = app.remote.attempts.end(app, room, caller.user).await;
+    late::promise(app, caller.user, room, joins).await?;
     match leave_now(app, caller, room, reason).await {
         Err(Error::Refused(_)) if was_coming && !is_in(app, caller, room)? => Ok(()),
         left => left,

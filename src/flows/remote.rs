@@ -27,6 +27,7 @@ mod judge;
 mod kept;
 mod keys;
 pub(crate) mod knock;
+pub(crate) mod late;
 pub(crate) mod leave;
 pub(crate) mod left_out;
 mod lists;

@@ -2,7 +2,7 @@
 //! its effect. `src/flows/follow_up.rs` carries jobs out.
 
 use bytes::Bytes;
-use ruma::OwnedRoomId;
+use ruma::{OwnedEventId, OwnedRoomId};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -94,6 +94,13 @@ pub enum Job {
         /// The room that replaces it.
         to: RoomNum,
     },
+    /// Leaves a room again that a user left while a join of theirs was on its way, once the join comes true.
+    LeaveAgain {
+        /// The user who has left.
+        user: UserNum,
+        /// The room, and the joins.
+        left: Left,
+    },
 }
 
 /// The user or the room whose job it is. Those of one owner share places, so that nobody's jobs hold up those of others.
@@ -123,7 +130,20 @@ pub struct Move {
     pub to: OwnedRoomId,
 }
 
+/// A room that a user left while joins of theirs were on their way, which may come true yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Left {
+    /// The id of the room, of which this server may know nothing yet.
+    pub room: OwnedRoomId,
+    /// The ids of those joins.
+    pub joins: Vec<OwnedEventId>,
+    /// They are waited for until this time: milliseconds since the epoch.
+    pub until_ms: u64,
+}
+
 impl Job {
+    /// The kind of [`Self::LeaveAgain`], whose jobs are found by their user and room.
+    pub const LEAVE_AGAIN: u8 = 14;
     /// The kind of [`Self::CompleteState`], whose jobs begin again when the server starts.
     pub const COMPLETE_STATE: u8 = 9;
     const TAKE_LEFT_OUT: u8 = 10;
@@ -155,6 +175,7 @@ impl Job {
             Self::TendSticky { .. } => 12,
             Self::Expire { .. } => 13,
             Self::MoveNames { .. } => 14,
+            Self::LeaveAgain { .. } => Self::LEAVE_AGAIN,
         }
     }
 
@@ -175,6 +196,7 @@ impl Job {
             Self::MoveNames { .. } => "move_names",
             Self::SendDelayed { .. } => "send_delayed",
             Self::TendSticky { .. } => "tend_sticky",
+            Self::LeaveAgain { .. } => "leave_again",
         }
     }
 
@@ -216,6 +238,9 @@ impl Job {
                 format!("events, states and keys that nothing needs stay in room {room} until its next event")
             }
             Self::CompleteState { room } => format!("of the state of room {room} only a part is known"),
+            Self::LeaveAgain { user, left } => {
+                format!("user {user} stays in the room {} if a join comes true that they gave up", left.room)
+            }
             Self::Expire { room } => {
                 format!("messages of room {room} whose lifetime is over stay in the store, and are shown")
             }
@@ -232,7 +257,8 @@ impl Job {
             Self::TellRooms { user }
             | Self::CarryOver { user, .. }
             | Self::SweepDevices { user }
-            | Self::SendDelayed { user } => Owner::User(*user),
+            | Self::SendDelayed { user }
+            | Self::LeaveAgain { user, .. } => Owner::User(*user),
             Self::ForgetOriginal { room, .. }
             | Self::ForgetSent { room, .. }
             | Self::Reunite { room }
@@ -262,6 +288,8 @@ impl Job {
             | Self::TendSticky { .. }
             | Self::MoveNames { .. }
             | Self::TakeLeftOut { .. } => false,
+            | Self::TakeLeftOut { .. }
+            | Self::LeaveAgain { .. } => false,
         }
     }
 
@@ -275,6 +303,12 @@ impl Job {
             Self::CarryOver { user, room, moved } => {
                 let content = serde_json::json!({ "from": moved.from, "to": moved.to }).to_string();
                 (two(user.0, room.0), content.into())
+            }
+            Self::LeaveAgain { user, left } => {
+                let content =
+                    serde_json::json!({ "room": left.room, "joins": left.joins, "until_ms": left.until_ms });
+                let key = [user.0.to_be_bytes().as_slice(), left.room.as_bytes()].concat();
+                (key, content.to_string().into())
             }
             Self::ForgetOriginal { room, event } => (two(room.0, event.0), Bytes::new()),
             Self::ForgetSent { room, day } => (two(room.0, u64::from(*day)), Bytes::new()),
@@ -317,7 +351,9 @@ impl Job {
             11 => Ok(Self::SendDelayed { user: UserNum(number(0)?) }),
             12 => Ok(Self::TendSticky { room: RoomNum(number(0)?) }),
             13 => Ok(Self::Expire { room: RoomNum(number(0)?) }),
-            14 => Ok(Self::MoveNames { from: RoomNum(number(0)?), to: RoomNum(number(8)?) }),
+            | Self::MoveNames { .. }
+            | Self::TakeLeftOut { .. }
+            | Self::LeaveAgain { .. } => false,
             _ => Err(Fault::Corrupt("a job is of an unknown kind")),
         }
     }
@@ -334,6 +370,8 @@ mod tests {
     #[test]
     fn jobs_are_read_back_from_their_timers() {
         let moved = Move { from: "!old:s".try_into().unwrap(), to: "!new:s".try_into().unwrap() };
+        let (room, joins) = ("!new:s".try_into().unwrap(), vec!["$join".try_into().unwrap()]);
+        let left = Left { room, joins, until_ms: 1_767_225_600_000 };
         let jobs = [
             Job::TrimLog,
             Job::TellRooms { user: UserNum(7) },
@@ -349,6 +387,7 @@ mod tests {
             Job::SendDelayed { user: UserNum(7) },
             Job::TendSticky { room: RoomNum(9) },
             Job::MoveNames { from: RoomNum(9), to: RoomNum(11) },
+            Job::LeaveAgain { user: UserNum(7), left },
         ];
         let mut kinds = Vec::new();
         for job in jobs {

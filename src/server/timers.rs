@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use crate::{
     error::Result,
-    flows::{App, follow_up, jobs, room::expire},
+    flows::{App, follow_up, jobs, remote::late, room::expire},
     schema::jobs::Job,
     server::Lead,
     store::timer::FIRED_A_SECOND_MAX,
@@ -32,6 +32,9 @@ async fn run(app: App) {
     // They may have been put off for long by a failure that the new start mends.
     if let Err(error) = jobs::begin_of_kind(&app, Job::COMPLETE_STATE) {
         tracing::error!(%error, "rooms of which a part of the state is known could not be looked up; their timers are due later");
+    }
+    if let Err(error) = late::look_up(&app) {
+        tracing::error!(%error, "rooms that were left while they were joined could not be looked up; their timers are due later");
     }
     if let Err(error) = expire::review(&app).await {
         tracing::error!(%error, "rooms could not be gone through for messages whose lifetime is over; the next start tries again");

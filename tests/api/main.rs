@@ -45,6 +45,7 @@ mod knocks;
 mod whole_rooms;
 mod wrong_input;
 mod large_rooms;
+mod late_joins;
 mod login;
 mod moderation;
 mod odd_answers;

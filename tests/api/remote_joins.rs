@@ -30,12 +30,12 @@ pub(crate) async fn against(
     (server, bob, asked, net)
 }
 
-async fn try_join(client: &TestClient, room: &str) -> (StatusCode, Value) {
+pub(crate) async fn try_join(client: &TestClient, room: &str) -> (StatusCode, Value) {
     client.post(&format!("/_matrix/client/v3/join/{}?via=a.example", encoded(room)), json!({})).await
 }
 
 /// The whole path of an endpoint for clients.
-fn api(path: &str) -> String {
+pub(crate) fn api(path: &str) -> String {
     format!("/_matrix/client/v3{path}")
 }
 
@@ -50,7 +50,7 @@ fn at(endpoint: &'static str, change: impl Fn(&mut Value) + Send + Sync + 'stati
 }
 
 /// Whether the user has the room in their first sync, and how many rooms they have.
-async fn rooms_of(client: &TestClient) -> Vec<Value> {
+pub(crate) async fn rooms_of(client: &TestClient) -> Vec<Value> {
     client.ok_get("/joined_rooms").await["joined_rooms"].as_array().unwrap().clone()
 }
 
@@ -199,13 +199,18 @@ async fn a_server_that_takes_a_join_and_says_nothing_holds_nobody_up() {
 type Notes = Arc<std::sync::Mutex<Vec<(String, Value)>>>;
 
 /// Whether a server was asked for something of this name.
-fn was_asked(notes: &Notes, endpoint: &str) -> bool {
+pub(crate) fn was_asked(notes: &Notes, endpoint: &str) -> bool {
     notes.lock().unwrap().iter().any(|(path, _)| path.split('/').nth(4) == Some(endpoint))
 }
 
 /// Puts a server into the network that gives templates for a room, takes joins, and answers those after this time. Gives what it was asked,
 /// and how many joins it has not answered that somebody still waits for.
-fn serve_late(net: &Net, env: &aqueduct::env::Env, room: &Elsewhere, after: Duration) -> (Notes, Arc<()>) {
+pub(crate) fn serve_late(
+    net: &Net,
+    env: &aqueduct::env::Env,
+    room: &Elsewhere,
+    after: Duration,
+) -> (Notes, Arc<()>) {
     let (asked, open) = (Arc::new(std::sync::Mutex::new(Vec::new())), Arc::new(()));
     let (notes, waits, env, room) = (Arc::clone(&asked), Arc::clone(&open), env.clone(), room.clone());
     net.host("evil.example", &["6.6.6.6"]);

@@ -1,12 +1,12 @@
 //! Joins and knocks of users of ours that are under way by way of other servers, which may take minutes to answer. Whoever leaves the
 //! room meanwhile ends theirs, however far it came: nobody else is asked, and what a server has taken by then is taken back, or left
-//! again where it has come true.
+//! again where it comes true (`late.rs`).
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use parking_lot::Mutex;
-use ruma::{OwnedRoomId, RoomId};
+use ruma::{EventId, OwnedEventId, OwnedRoomId, RoomId};
 use tokio::sync::watch;
 
 use super::kept::Kept;
@@ -14,6 +14,7 @@ use crate::{
     error::{Refusal, Result},
     flows::App,
     ids::UserNum,
+    store::timer::Timer,
 };
 
 /// Somebody who leaves waits at most this long for an attempt that is coming true just now.
@@ -24,6 +25,12 @@ const LEFT_FOR: Duration = Duration::from_secs(300);
 const LEFT_BYTES_MAX: usize = 256 << 10;
 /// An id of a room takes this many bytes beside its own there.
 const LEFT_OVERHEAD: usize = 64;
+/// A join that waits here for other events does so for a day at most.
+const WAITS_FOR: Duration = Duration::from_secs(24 * 60 * 60);
+/// The memory of such joins has at most this many bytes.
+const WAITS_BYTES_MAX: usize = 1 << 20;
+/// The jobs that leave rooms again of at most this many are found by their user and room; others are carried out by their timers alone.
+const LATE_MAX: usize = 10_000;
 
 /// The room, and the user who is coming into it.
 type Of = (OwnedRoomId, UserNum);
@@ -35,6 +42,18 @@ pub(crate) struct Attempts(Arc<Inner>);
 struct Inner {
     under_way: Mutex<BTreeMap<Of, Vec<Wish>>>,
     left: Kept<Of, ()>,
+    /// The joins that other servers have taken, and that wait here for other events.
+    waiting: Kept<Of, Vec<OwnedEventId>>,
+    /// The timers of the jobs that leave rooms again which were left while a join was on its way.
+    late: Mutex<BTreeMap<Of, Timer>>,
+}
+
+/// The end of a user's attempts to come into a room.
+pub(crate) struct Ended {
+    /// Whether there was an attempt, or was lately.
+    pub(crate) was_coming: bool,
+    /// The joins that other servers have taken or may have, and that may come true yet.
+    pub(crate) joins: Vec<OwnedEventId>,
 }
 
 /// An attempt that is under way, until this is dropped.
@@ -46,7 +65,14 @@ pub(crate) struct Attempt {
 
 /// The wish of the user of an attempt by now. Clones share it.
 #[derive(Clone)]
-pub(super) struct Wish(Arc<watch::Sender<State>>);
+pub(super) struct Wish(Arc<Wishing>);
+
+#[derive(Default)]
+struct Wishing {
+    state: watch::Sender<State>,
+    /// The joins that were sent to other servers.
+    joins: Mutex<Vec<OwnedEventId>>,
+}
 
 #[derive(Clone, Copy, Default)]
 struct State {
@@ -61,32 +87,39 @@ pub(super) struct Settling(Wish);
 
 impl Default for Attempts {
     fn default() -> Self {
-        Self(Arc::new(Inner { under_way: Mutex::default(), left: Kept::new(LEFT_BYTES_MAX) }))
+        Self(Arc::new(Inner {
+            under_way: Mutex::default(),
+            left: Kept::new(LEFT_BYTES_MAX),
+            waiting: Kept::new(WAITS_BYTES_MAX),
+            late: Mutex::default(),
+        }))
     }
 }
 
 impl Attempts {
     /// Notes that a user comes into a room.
     pub(crate) fn begin(&self, room: &RoomId, user: UserNum) -> Attempt {
-        let (of, wish) = ((room.to_owned(), user), Wish(Arc::new(watch::Sender::new(State::default()))));
+        let (of, wish) = ((room.to_owned(), user), Wish(Arc::default()));
         let mut under_way = self.0.under_way.lock();
         let of_user = under_way.entry(of.clone()).or_default();
         // A user who comes back wants in by whichever attempt comes true now.
-        of_user.iter().for_each(|other| other.0.send_modify(|state| state.has_left &= state.settling == 0));
+        of_user
+            .iter()
+            .for_each(|other| other.0.state.send_modify(|state| state.has_left &= state.settling == 0));
         of_user.push(wish.clone());
         drop(under_way);
         Attempt { attempts: self.clone(), of, wish }
     }
 
-    /// Ends the attempts of a user to come into a room, and waits for a moment until what comes true just now has done so. Tells
-    /// whether there was one, or was lately.
-    pub(crate) async fn end(&self, app: &App, room: &RoomId, user: UserNum) -> bool {
+    /// Ends the attempts of a user to come into a room, and waits for a moment until what comes true just now has done so.
+    pub(crate) async fn end(&self, app: &App, room: &RoomId, user: UserNum) -> Ended {
         let (of, now) = ((room.to_owned(), user), app.env.uptime());
         let wishes = self.0.under_way.lock().get(&of).cloned().unwrap_or_default();
-        if wishes.is_empty() {
-            return self.0.left.find(&of, now).is_some();
+        let mut joins = self.0.waiting.find(&of, now).unwrap_or_default();
+        if wishes.is_empty() && joins.is_empty() {
+            return Ended { was_coming: self.0.left.find(&of, now).is_some(), joins };
         }
-        wishes.iter().for_each(|wish| wish.0.send_modify(|state| state.has_left = true));
+        wishes.iter().for_each(|wish| wish.0.state.send_modify(|state| state.has_left = true));
         let bytes = room.as_str().len() + LEFT_OVERHEAD;
         self.0.left.keep(of, (), bytes, now.saturating_add(LEFT_FOR));
         let settled = wishes.iter().map(|wish| wish.when(|state| state.settling == 0));
@@ -95,7 +128,36 @@ impl Attempts {
             _ = join_all(settled) => {}
             () = app.env.sleep(SETTLES_WITHIN) => {}
         }
-        true
+        wishes.iter().for_each(|wish| joins.extend(wish.0.joins.lock().iter().cloned()));
+        Ended { was_coming: true, joins }
+    }
+
+    /// Notes that a join which another server has taken waits here for other events.
+    pub(super) fn note_waits(&self, app: &App, room: &RoomId, user: UserNum, join: &EventId) {
+        let (of, now) = ((room.to_owned(), user), app.env.uptime());
+        let mut joins = self.0.waiting.find(&of, now).unwrap_or_default();
+        joins.push(join.to_owned());
+        let bytes = joins.iter().map(|join| join.as_str().len()).sum::<usize>();
+        let bytes = bytes + room.as_str().len() + LEFT_OVERHEAD * (joins.len() + 1);
+        self.0.waiting.keep(of, joins, bytes, now.saturating_add(WAITS_FOR));
+    }
+
+    /// Finds the job that leaves a room again for a user.
+    pub(crate) fn find_late(&self, room: &RoomId, user: UserNum) -> Option<Timer> {
+        self.0.late.lock().get(&(room.to_owned(), user)).cloned()
+    }
+
+    /// Keeps the job that leaves a room again for a user, so that it is found when a join comes true.
+    pub(super) fn keep_late(&self, room: &RoomId, user: UserNum, timer: Timer) {
+        let (mut late, of) = (self.0.late.lock(), (room.to_owned(), user));
+        if late.len() < LATE_MAX || late.contains_key(&of) {
+            late.insert(of, timer);
+        }
+    }
+
+    /// Keeps that job no longer.
+    pub(super) fn forget_late(&self, room: &RoomId, user: UserNum) -> Option<Timer> {
+        self.0.late.lock().remove(&(room.to_owned(), user))
     }
 }
 
@@ -136,7 +198,7 @@ impl Drop for Attempt {
 impl Wish {
     /// Whether the user has left meanwhile.
     pub(super) fn has_left(&self) -> bool {
-        self.0.borrow().has_left
+        self.0.state.borrow().has_left
     }
 
     /// Resolves when the user has left.
@@ -158,9 +220,16 @@ impl Wish {
         if self.has_left() { Err(left_meanwhile().into()) } else { Ok(()) }
     }
 
+    /// Notes that a join is sent to another server, unless the user has left. Errors: as of [`Self::require`].
+    pub(super) fn note_sent(&self, join: &EventId) -> Result<()> {
+        // Somebody who leaves says so first and looks at the joins then, so that one of both sees the other.
+        self.0.joins.lock().push(join.to_owned());
+        self.require()
+    }
+
     /// Begins to make the attempt come true, unless the user has left. Errors: as of [`Self::require`].
     pub(super) fn settle(&self) -> Result<Settling> {
-        let may = self.0.send_if_modified(|state| {
+        let may = self.0.state.send_if_modified(|state| {
             state.settling += usize::from(!state.has_left);
             !state.has_left
         });
@@ -169,19 +238,19 @@ impl Wish {
 
     /// Begins to make the attempt come true, also where the user has left: others believe that it has.
     pub(super) fn settle_anyway(&self) -> Settling {
-        self.0.send_modify(|state| state.settling += 1);
+        self.0.state.send_modify(|state| state.settling += 1);
         Settling(self.clone())
     }
 
     async fn when(&self, is_so: impl FnMut(&State) -> bool) {
         // The channel lives as long as this.
-        let _ = self.0.subscribe().wait_for(is_so).await.map(drop);
+        let _ = self.0.state.subscribe().wait_for(is_so).await.map(drop);
     }
 }
 
 impl Drop for Settling {
     fn drop(&mut self) {
-        self.0.0.send_modify(|state| state.settling = state.settling.saturating_sub(1));
+        self.0.0.state.send_modify(|state| state.settling = state.settling.saturating_sub(1));
     }
 }
 
@@ -206,7 +275,7 @@ mod tests {
         let leave = || {
             let under_way = attempts.0.under_way.lock();
             let of_bob = under_way.get(&(room(), BOB)).cloned().unwrap_or_default();
-            of_bob.iter().for_each(|wish| wish.0.send_modify(|state| state.has_left = true));
+            of_bob.iter().for_each(|wish| wish.0.state.send_modify(|state| state.has_left = true));
         };
         let first = attempts.begin(&room(), BOB);
         let settling = first.wish().settle().unwrap();

@@ -80,7 +80,7 @@ impl OfRoom {
 
     /// Whether there is a place for an event of so many bytes that this server sent. Servers of one host share, because ports cost nothing.
     fn has_room_for(&self, origin: &ServerName, bytes: usize) -> bool {
-        let is_asked = |server: &ServerName| self.asked.iter().any(|asked| asked.host() == server.host());
+        let is_asked = |server: &ServerName| is_asked(&self.asked, server);
         let of_host = self.events.iter().filter(|held| held.origin.host() == origin.host());
         if is_asked(origin) {
             return OF_ASKED.has_room_for(bytes, of_host);
@@ -88,6 +88,11 @@ impl OfRoom {
         let of_others = self.events.iter().filter(|held| !is_asked(&held.origin));
         OF_OTHER.has_room_for(bytes, of_host) && OF_OTHERS.has_room_for(bytes, of_others)
     }
+}
+
+/// Whether a server of the same host is among those that were asked.
+fn is_asked(asked: &BTreeSet<OwnedServerName>, server: &ServerName) -> bool {
+    asked.iter().any(|asked| asked.host() == server.host())
 }
 
 fn bytes_of(user_id: &UserId, said: &Presence) -> usize {
@@ -103,6 +108,38 @@ impl Rooms {
             joined.map(OfRoom::bytes).sum::<usize>().saturating_add(bytes) <= OF_USER_BYTES_MAX
         };
         self.by_id.get(room).is_some_and(|of_room| of_room.joins.iter().any(of_user))
+    }
+}
+
+impl Rooms {
+    /// Makes room for so many bytes of a room among those of all rooms: whoever has most held gives way, as long as that is more than
+    /// those have by then who join this room.
+    fn make_room(&mut self, room: &RoomId, bytes: usize) -> bool {
+        while self.bytes.saturating_add(bytes) > OF_ALL_BYTES_MAX {
+            let mut by_user = BTreeMap::<UserNum, usize>::new();
+            for of_room in self.by_id.values() {
+                let users: BTreeSet<UserNum> = of_room.joins.iter().copied().collect();
+                users.into_iter().for_each(|user| *by_user.entry(user).or_default() += of_room.bytes());
+            }
+            let own = self.by_id.get(room).into_iter().flat_map(|of_room| &of_room.joins);
+            let own = own.filter_map(|user| by_user.get(user)).min().copied().unwrap_or_default();
+            let Some((most, held)) = by_user.into_iter().max_by_key(|(_, held)| *held) else { return false };
+            if held <= own.saturating_add(bytes) {
+                return false;
+            }
+            let of_most = self.by_id.iter_mut().filter(|(id, of_room)| {
+                id.as_str() != room.as_str() && of_room.joins.contains(&most) && !of_room.events.is_empty()
+            });
+            let Some((_, largest)) = of_most.max_by_key(|(_, of_room)| of_room.bytes()) else { return false };
+            let mut freed = 0;
+            while freed < bytes
+                && let Some(gone) = largest.events.pop()
+            {
+                freed += gone.json.len();
+            }
+            self.bytes = self.bytes.saturating_sub(freed);
+        }
+        true
     }
 }
 
@@ -123,15 +160,16 @@ impl Held {
     /// Holds an event of a room that somebody is coming into. Gives `false` where nobody is, and where there is no place for it.
     pub(super) fn hold(&self, room: &RoomId, origin: &ServerName, json: &Bytes) -> bool {
         let mut rooms = self.0.lock();
-        let bytes = rooms.bytes.saturating_add(json.len());
-        let is_within_share = rooms.is_within_share(room, json.len());
-        let Some(of_room) = rooms.by_id.get_mut(room) else { return false };
+        let Some(of_room) = rooms.by_id.get(room) else { return false };
         if of_room.events.iter().any(|held| held.json == *json) {
             return true;
         }
-        if !is_within_share || bytes > OF_ALL_BYTES_MAX || !of_room.has_room_for(origin, json.len()) {
+        let has_room = of_room.has_room_for(origin, json.len());
+        if !has_room || !rooms.is_within_share(room, json.len()) || !rooms.make_room(room, json.len()) {
             return false;
         }
+        let bytes = rooms.bytes.saturating_add(json.len());
+        let Some(of_room) = rooms.by_id.get_mut(room) else { return false };
         // The request that brought the event would be kept whole for a part of it.
         let json = Bytes::copy_from_slice(json);
         of_room.events.push(HeldEvent { origin: origin.to_owned(), json });
@@ -167,9 +205,21 @@ impl Holding {
         self.held.0.lock().by_id.get(&self.room).is_none_or(|of_room| of_room.events.is_empty())
     }
 
-    /// Takes the events that came so far, in the order in which they came.
-    pub(super) fn take(&self) -> Vec<HeldEvent> {
-        self.take_part(|of_room| std::mem::take(&mut of_room.events))
+    /// Takes some of the events that came so far, in the order in which they came: those of servers that were asked come first, and all
+    /// that are taken have at most this many bytes.
+    pub(super) fn take(&self, bytes_max: usize) -> Vec<HeldEvent> {
+        self.take_part(|of_room| {
+            let mut taken = std::mem::take(&mut of_room.events);
+            taken.sort_by_key(|held| !is_asked(&of_room.asked, &held.origin));
+            let mut bytes = 0_usize;
+            let fits = |held: &&HeldEvent| {
+                bytes = bytes.saturating_add(held.json.len());
+                bytes <= bytes_max
+            };
+            let count = taken.iter().take_while(fits).count();
+            of_room.events = taken.split_off(count);
+            taken
+        })
     }
 
     /// Takes what was said of the presence of users.
@@ -219,9 +269,9 @@ mod tests {
         assert!(!held.hold(room_id!("!other:x.example"), origin, &one));
         assert!(held.hold(room, origin, &one) && held.hold(room, origin, &other));
         assert!(held.hold(room, origin, &one), "it is held already");
-        let taken: Vec<_> = first.take().into_iter().map(|event| event.json).collect();
+        let taken: Vec<_> = first.take(usize::MAX).into_iter().map(|event| event.json).collect();
         assert_eq!(taken, [one.clone(), other]);
-        assert!(second.take().is_empty());
+        assert!(second.take(usize::MAX).is_empty());
         assert!(held.hold(room, origin, &one));
         drop(first);
         assert_eq!(held.0.lock().bytes, 2);
@@ -245,7 +295,7 @@ mod tests {
             held.hold_presence(&user(number, "x.example"), &said("second"));
         }
         held.hold(room, server_name!("x.example"), &Bytes::from_static(b"{}"));
-        assert_eq!(holding.take().len(), 1);
+        assert_eq!(holding.take(usize::MAX).len(), 1);
         let taken = holding.take_presence();
         assert_eq!(taken.len(), PRESENT_MAX);
         assert!(taken.values().all(|it| *it == said("second")));
@@ -270,7 +320,7 @@ mod tests {
         for number in 0..100 {
             count(&ServerName::parse(format!("{number}.example")).unwrap(), 3_000 + 500 * number);
         }
-        assert_eq!(holding.take().len(), OF_ASKED.events_max + OF_OTHERS.events_max);
+        assert_eq!(holding.take(usize::MAX).len(), OF_ASKED.events_max + OF_OTHERS.events_max);
     }
 
     #[test]
@@ -288,7 +338,28 @@ mod tests {
         assert!(hold("third.example", 101));
         assert!((102..150).filter(|number| hold("first.example", *number)).count() < 10);
         assert!(hold("x.example", 151), "another that was asked has a share of its own");
-        assert_eq!(holding.take().len(), 2 + OF_ASKED.bytes_max / 60_000 + 1);
+        assert_eq!(holding.take(usize::MAX).len(), 2 + OF_ASKED.bytes_max / 60_000 + 1);
+    }
+
+    #[test]
+    fn events_are_taken_in_parts_and_first_those_of_servers_that_were_asked() {
+        let (held, room) = (Held::default(), room_id!("!room:x.example"));
+        let holding = held.begin(room, UserNum(1));
+        holding.note_asked(server_name!("x.example"));
+        let large = |number: u8| Bytes::from(vec![number; 60_000]);
+        for number in 0..10 {
+            let origin = ServerName::parse(format!("{number}.example")).unwrap();
+            assert!(held.hold(room, &origin, &large(number)));
+        }
+        assert!(held.hold(room, server_name!("x.example:1"), &large(10)));
+        let take = |bytes_max| holding.take(bytes_max).iter().map(|held| held.json[0]).collect::<Vec<_>>();
+        assert_eq!(take(59_999), []);
+        assert_eq!(take(200_000), [10, 0, 1]);
+        assert_eq!(held.0.lock().bytes, 8 * 60_000);
+        assert_eq!(take(60_000), [2]);
+        assert_eq!(take(usize::MAX), [3, 4, 5, 6, 7, 8, 9]);
+        assert!(holding.is_empty());
+        assert_eq!(held.0.lock().bytes, 0);
     }
 
     #[test]
@@ -309,7 +380,32 @@ mod tests {
         let shared = held.begin(&rooms[39], UserNum(2));
         assert!(held.hold(other, server_name!("x.example"), &Bytes::from_static(b"{}")));
         assert!(held.hold(&rooms[39], server_name!("x.example"), &Bytes::from_static(b"{}")));
-        assert_eq!((holding.take().len(), shared.take().len()), (1, 1));
+        assert_eq!((holding.take(usize::MAX).len(), shared.take(usize::MAX).len()), (1, 1));
+    }
+
+    #[test]
+    fn whoever_has_most_held_gives_way() {
+        let held = Held::default();
+        let rooms: Vec<_> = (0..36).map(|it| RoomId::parse(format!("!{it}:x.example")).unwrap()).collect();
+        let users = (0..).map(|number| UserNum(number / 4));
+        let _holding: Vec<_> = rooms.iter().zip(users).map(|(room, user)| held.begin(room, user)).collect();
+        for room in &rooms {
+            for number in 0..17_u8 {
+                let origin = ServerName::parse(format!("{number}.example")).unwrap();
+                held.hold(room, &origin, &Bytes::from(vec![number; 60_000]));
+            }
+        }
+        assert!(held.0.lock().bytes > OF_ALL_BYTES_MAX - 60_000, "all places are taken");
+        let other = room_id!("!other:x.example");
+        let holding = held.begin(other, UserNum(1_000));
+        for number in 0..17_u8 {
+            let origin = ServerName::parse(format!("{number}.example")).unwrap();
+            assert!(held.hold(other, &origin, &Bytes::from(vec![number; 60_000])), "{number}");
+        }
+        assert!(held.0.lock().bytes <= OF_ALL_BYTES_MAX);
+        assert_eq!(holding.take(usize::MAX).len(), 17);
+        let rooms = held.0.lock();
+        assert_eq!(rooms.bytes, rooms.by_id.values().map(OfRoom::bytes).sum::<usize>());
     }
 
     #[test]
@@ -327,7 +423,7 @@ mod tests {
             }
         }
         assert!(held.0.lock().bytes <= OF_ALL_BYTES_MAX);
-        assert_eq!(holding[0].take().len(), OF_OTHERS.bytes_max / 60_000);
+        assert_eq!(holding[0].take(usize::MAX).len(), OF_OTHERS.bytes_max / 60_000);
         drop(holding);
         assert_eq!(held.0.lock().bytes, 0);
     }

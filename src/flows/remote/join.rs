@@ -27,21 +27,20 @@ use crate::{
             candidates::{Candidates, find_here},
             hand_over::{is_unknown, may_have_acted, put, put_with},
             held::Holding,
-            left_out, receive,
+            late, left_out, receive,
             staged::{self, InBatch},
             stance::Stance,
             take_back,
             take_in::{Silence, take_in},
             template::{self, Template, Wanted},
         },
-        room::{base, completing, membership, presence},
+        room::{base, completing, presence},
     },
     ids::{RoomNum, UserNum},
     rooms::{
         self,
         change::{Base, Change, Omitted, Outcome, Received},
         event,
-        policy::Author,
         turns::JoinClaim,
     },
     schema::{
@@ -70,9 +69,9 @@ const LAID_WITHIN: Duration = Duration::from_secs(30);
 const LOOKED_AT_EVERY: Duration = Duration::from_millis(100);
 /// Has a server leave out the members of a room, where it knows how to.
 const OMIT_MEMBERS: &str = "?omit_members=true";
-/// A room that somebody left while they came into it is left again, and that is tried so often, at this distance.
-const LEAVE_TRIES: u32 = 30;
-const LEAVE_AGAIN: Duration = Duration::from_secs(10);
+/// The events that are held beside a join are stored in at most this many batches after it: ten servers that were asked and all others
+/// together fill about eight.
+const REST_BATCHES_MAX: usize = 16;
 /// Others who are told to come back do so after this time.
 const AGAIN: Duration = Duration::from_secs(10);
 
@@ -187,7 +186,7 @@ pub(crate) async fn join(
     app.env.spawn(async move {
         let joined = ask_in_turn(&owned, &asked, candidates).await;
         match &joined {
-            Ok(()) => leave_again(&owned, &asked).await,
+            Ok(()) => leave_again(&owned, &asked),
             Err(why) => take_back(&owned, &asked, &attempt, why).await,
         }
         drop((attempt, alone));
@@ -204,29 +203,11 @@ async fn unless_left(app: &App, wish: &Wish, told: oneshot::Receiver<Result<()>>
     }
 }
 
-/// Leaves a room again that a user left while the join was coming true.
-async fn leave_again(app: &App, asked: &Asked) {
-    for _ in 0..LEAVE_TRIES {
-        // A user who comes back meanwhile stays.
-        if !asked.wish.has_left() {
-            return;
-        }
-        match leave(app, asked).await {
-            Ok(()) | Err(Error::Refused(_)) => return,
-            Err(why) => {
-                tracing::info!(room = %asked.wanted.room_id, user = %asked.wanted.user_id, %why, "a room is left again later that was joined late");
-                app.env.sleep(LEAVE_AGAIN).await;
-            }
-        }
+/// Has a room left again that a user left while the join was coming true.
+fn leave_again(app: &App, asked: &Asked) {
+    if asked.wish.has_left() {
+        late::begin(app, &asked.wanted.room_id, asked.user);
     }
-}
-
-async fn leave(app: &App, asked: &Asked) -> Result<()> {
-    let snapshot = app.store.snapshot();
-    let Some(num) = rooms::find_room(&*snapshot, &asked.wanted.room_id)? else { return Ok(()) };
-    let author = Author::of(&*snapshot, asked.user)?;
-    drop(snapshot);
-    membership::leave_as(app, author, num, None).await
 }
 
 /// Asks one server after the other. One that took the join and does not answer is not waited for alone. The first that succeeds ends
@@ -360,10 +341,15 @@ async fn join_by(app: &App, asked: &Arc<Asked>, server: &ServerName, template: &
     let (promised, completes, held) = base::join(app, base, events, event, after).await?;
     drop(held);
     jobs::begin(app, completes);
-    jobs::keep(app, promised).await?;
+    // The join counts, whatever becomes of what follows from it.
+    let kept = jobs::keep(app, promised).await;
     drop(place);
-    completing::soon(app, num).await?;
-    take_rest(app, asked, num).await
+    let told = completing::soon(app, num).await;
+    take_rest(app, asked, num).await;
+    for why in [kept, told].into_iter().filter_map(Result::err) {
+        tracing::warn!(room = %wanted.room_id, %why, "a room is joined, and not all that follows from it is done");
+    }
+    Ok(())
 }
 
 /// A room that nobody of ours is in, and in which nothing happened since, by the place that another server gives to a join: it stands on
@@ -446,7 +432,7 @@ pub(crate) async fn vouched(
         };
         let vouched = vouched.await;
         if vouched.is_ok() {
-            leave_again(&owned, &asked).await;
+            leave_again(&owned, &asked);
         }
         drop((attempt, alone));
         drop(tell.send(vouched));
@@ -512,31 +498,45 @@ async fn enter(
             ));
         }
         _ => {
+            // A join that nobody wants any more is not waited for. Where it comes by way of others, the room is left again.
+            asked.wish.require()?;
+            app.remote.attempts.note_waits(app, &asked.wanted.room_id, asked.user, &id);
             staged::stage(app, num, server, vec![(id, json)], true).await?;
             return Err(Error::Busy { retry_after: AGAIN });
         }
     }
-    take_rest(app, asked, num).await
-}
-
-/// Stores the events that were held after the join had taken those before, until the room was here for everybody, and shows what was
-/// said of the presence of users who are in it.
-async fn take_rest(app: &App, asked: &Arc<Asked>, num: RoomNum) -> Result<()> {
-    for (user_id, said) in asked.holding.take_presence() {
-        presence::tell_elsewhere(app, user_id, said).await?;
-    }
-    if asked.holding.is_empty() {
-        return Ok(());
-    }
-    let (owned, asked) = (app.clone(), Arc::clone(asked));
-    let store = move |change: &mut Change| store_held(&owned, change, &asked);
-    drop(commit::beside_room(app, num, store).await?);
+    take_rest(app, asked, num).await;
     Ok(())
 }
 
-/// Stores the events that other servers told of the room since the join was asked for, to be taken in like others that waited.
+/// Stores the events that are still held, those for which the batch of the join had no room and those that came until the room was here
+/// for everybody, and shows what was said of the presence of users who are in it. The join counts by now, so that it does not fail
+/// with any of that.
+async fn take_rest(app: &App, asked: &Arc<Asked>, num: RoomNum) {
+    let take = async {
+        for (user_id, said) in asked.holding.take_presence() {
+            presence::tell_elsewhere(app, user_id, said).await?;
+        }
+        for _ in 0..REST_BATCHES_MAX {
+            if asked.holding.is_empty() {
+                break;
+            }
+            let (owned, asked) = (app.clone(), Arc::clone(asked));
+            let store = move |change: &mut Change| store_held(&owned, change, &asked);
+            drop(commit::beside_room(app, num, store).await?);
+        }
+        Ok::<(), Error>(())
+    };
+    if let Err(why) = take.await {
+        tracing::warn!(room = %asked.wanted.room_id, %why, "events could not be stored that others told of a room while it was joined");
+    }
+}
+
+/// Stores events that other servers told of the room since the join was asked for, to be taken in like others that waited: as many as
+/// the batch has room for.
 fn store_held(app: &App, change: &mut Change, asked: &Asked) -> Result<InBatch> {
-    let events = receive::sort_held(change, asked.holding.take())?;
+    let events = asked.holding.take(staged::bytes_left(change));
+    let events = receive::sort_held(change, events)?;
     Ok(staged::stage_in_batch(app, change, events))
 }
 
@@ -544,6 +544,7 @@ fn store_held(app: &App, change: &mut Change, asked: &Asked) -> Result<InBatch> 
 /// taken it, unless it is certain that it has not.
 async fn send(app: &App, server: &ServerName, asked: &Asked, event: &Received) -> Result<Answered> {
     let (room_id, id) = (asked.wanted.room_id.as_str(), event.id().as_str());
+    asked.wish.note_sent(event.id())?;
     asked.taken.lock().insert(server.to_owned());
     asked.holding.note_asked(server);
     let (path, options) = (["v2", "send_join", room_id, id], Options::whole_state());

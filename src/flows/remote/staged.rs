@@ -176,6 +176,11 @@ impl Drop for InBatch {
     }
 }
 
+/// The bytes of events for which the batch of a change still has room. What follows from the change comes into the batch besides.
+pub(super) fn bytes_left(change: &Change) -> usize {
+    BATCH_BYTES.saturating_sub(change.batch.byte_count())
+}
+
 /// Adds events of a room to the batch of a change to it, so that they wait from when the change counts; there may be no room for some of them.
 pub(super) fn stage_in_batch(
     app: &App,

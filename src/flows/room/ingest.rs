@@ -87,7 +87,8 @@ struct Turn {
     stands_apart: bool,
     /// Whether the room is to be swept.
     wants_sweep: bool,
-    /// The jobs that follow from the joins of users of ours among these events, and are promised in their batch.
+    /// The jobs that follow from the joins of users of ours among these events: those that are promised in their batch, and those that leave
+    /// the room again for users who gave up their joins.
     promised: Vec<Timer>,
 }
 
@@ -217,6 +218,7 @@ async fn take_turn(
                         && let Some(user) = find_newcomer(&owned, change, stored)?
                     {
                         turn.promised.extend(carry_over::promise(&owned, change, user)?);
+                        turn.promised.extend(owned.remote.attempts.find_late(&change.row.id, user));
                     }
                     if let Outcome::Accepted(stored) = &outcome
                         && stored.row.event_type() == TOMBSTONE

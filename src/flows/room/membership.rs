@@ -138,6 +138,30 @@ pub(crate) async fn leave_as(app: &App, author: Author, num: RoomNum, reason: Op
     .await
 }
 
+/// Leaves a room for a user who is in it by one of these joins. Gives `false` where they are not.
+pub(crate) async fn leave_if_by(
+    app: &App,
+    author: Author,
+    num: RoomNum,
+    joins: Vec<OwnedEventId>,
+) -> Result<bool> {
+    if !members::is_joined(&*app.store.snapshot(), author.user, num)? {
+        return Ok(false);
+    }
+    let owned = app.clone();
+    own_events::in_room(app, num, move |change| {
+        let user_id = &author.user_id;
+        let member = change.state(MEMBER, user_id.as_str())?;
+        let is_by = member.is_some_and(|member| joins.contains(&member.parsed.id));
+        if !is_by || change.membership(user_id.as_str())? != Membership::Join {
+            return Ok(false);
+        }
+        add(&owned, change, &author, user_id, without_profile("leave", None))?;
+        Ok(true)
+    })
+    .await
+}
+
 /// Changes the membership of another user: invite, kick, ban or unban.
 pub(crate) async fn act(
     app: &App,
