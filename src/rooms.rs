@@ -181,6 +181,11 @@ impl Rooms {
     }
 }
 
+/// Whether no room has a higher number.
+pub(crate) fn is_last(read: &(impl Read + ?Sized), room: RoomNum) -> Result<bool, Fault> {
+    Ok(room.0 >= last_num(read)?)
+}
+
 /// The number of the last room, 0 without any.
 fn last_num(read: &(impl Read + ?Sized)) -> Result<u64, Fault> {
     let last = schema::ROOM.prefix::<()>(read, (), Direction::Down)?.next().transpose()?;

@@ -285,6 +285,7 @@ fn enqueue(app: &App, mut change: Change) -> Result<Option<Enqueued>, NotAccepte
         change.batch.wake(Wake::Listed { room: change.num });
     }
     change.promise_sweep(app.env.now_ms()).map_err(fault)?;
+    change.promise_forgetting(app.env.now_ms());
     // The last batch of a room that is made in parts may hold no event itself.
     if change.batch.has_position() || !change.added().is_empty() {
         let wake = match change.wakes_only.take().filter(|_| change.added().is_empty()) {

@@ -6,7 +6,7 @@ use futures_util::future::BoxFuture;
 
 use crate::{
     accounts::users,
-    error::Result,
+    error::{Error, Result},
     flows::{
         App,
         account::{carry_over, log_out},
@@ -31,6 +31,8 @@ use crate::{
 
 /// The log is trimmed again after this many milliseconds when nothing is left to trim.
 const TRIM_AGAIN_MS: u64 = 60 * 60 * 1000;
+/// The end of an invitation that the log still names is forgotten after this many milliseconds more.
+const FORGET_AGAIN_MS: u64 = 24 * 60 * 60 * 1000;
 
 /// Carries out the work of a job, and deletes its timer.
 pub fn carry_out(app: App, timer: Timer) -> BoxFuture<'static, Result<()>> {
@@ -60,6 +62,7 @@ async fn carry_out_of_kind(app: &App, timer: &Timer) -> Result<()> {
             elsewhere(app, room, timer, Box::pin(take_left_out(app, room, timer))).await
         }
         Job::LeaveAgain { user, left } => leave_again(app, user, left, timer).await,
+        Job::ForgetEnded { room, user, number } => forget_ended(app, room, (user, number), timer).await,
         Job::SweepDevices { user } => {
             log_out::sweep(app, user).await?;
             cancel(app, timer)
@@ -209,6 +212,33 @@ async fn forget_original(app: &App, room: RoomNum, event: EventNum, timer: Timer
         Ok(())
     })
     .await
+}
+
+/// Forgets that others ended an invitation or a knock, in a turn of its room, or later where the log still names that.
+async fn forget_ended(
+    app: &App,
+    room: RoomNum,
+    (user, number): (UserNum, EventNum),
+    timer: &Timer,
+) -> Result<()> {
+    let owned = timer.clone();
+    let forgotten = commit::beside_room(app, room, move |change| {
+        let is_forgotten = change.forget_ended(user, number)?;
+        if is_forgotten {
+            timer::cancel(&mut change.batch, &owned);
+        }
+        Ok(is_forgotten)
+    });
+    match forgotten.await {
+        Ok(true) => Ok(()),
+        Ok(false) => {
+            let due_ms = app.env.now_ms().saturating_add(FORGET_AGAIN_MS);
+            come_back(app, timer, &Job::ForgetEnded { room, user, number }, due_ms)
+        }
+        // The room is gone.
+        Err(Error::Refused(_)) => cancel(app, timer),
+        Err(why) => Err(why),
+    }
 }
 
 /// Deletes the transaction ids of one day with which events were sent to a room, in a turn of the room.

@@ -107,6 +107,8 @@ pub struct Change {
     added: Vec<StoredEvent>,
     /// Our users whom member events of this change are about, and whether each is joined, invited or knocking after it.
     concerned: Vec<(UserNum, bool)>,
+    /// Our users for whom others end by this change what they were to the room from outside, each with the number of the end.
+    ended: Vec<(UserNum, EventNum)>,
     /// Our users who are joined, invited or knocking after this change, once they were asked for.
     users: Option<Arc<[UserNum]>>,
     /// The events that this change redacts, as they were before.
@@ -227,6 +229,7 @@ impl Change {
             looked_up,
             added,
             concerned,
+            ended: Vec::new(),
             users,
             redacted,
             answered,

@@ -176,6 +176,11 @@ pub(crate) fn forget(batch: &mut Batch, user: UserNum, room: RoomNum, row: &User
     schema::USER_ROOM.put(batch, (user, room), &UserRoomRow { forgotten: true, ..*row }.into());
 }
 
+/// Deletes the row of a user who is nothing to a room any more that they were something to from outside alone.
+pub(crate) fn delete_outside(batch: &mut Batch, user: UserNum, room: RoomNum) {
+    schema::USER_ROOM.delete(batch, (user, room));
+}
+
 /// Finds the row that says what one of our users is to a room.
 pub fn find(read: &(impl Read + ?Sized), user: UserNum, room: RoomNum) -> Result<Option<UserRoomRow>, Fault> {
     let row = schema::USER_ROOM.get(read, (user, room))?;

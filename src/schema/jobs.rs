@@ -101,6 +101,15 @@ pub enum Job {
         /// The room, and the joins.
         left: Left,
     },
+    /// Forgets that others ended an invitation or a knock of a user, which the user was told.
+    ForgetEnded {
+        /// The room of which the user was told from outside.
+        room: RoomNum,
+        /// The user who was invited or knocked.
+        user: UserNum,
+        /// The number of the end in the room.
+        number: EventNum,
+    },
 }
 
 /// The user or the room whose job it is. Those of one owner share places, so that nobody's jobs hold up those of others.
@@ -155,7 +164,7 @@ impl Job {
 
     /// Whether this version knows the kind of job that has this number.
     pub fn is_known(kind: u8) -> bool {
-        (1..=14).contains(&kind)
+        (1..=15).contains(&kind)
     }
 
     /// The number of its kind, for ever.
@@ -174,8 +183,9 @@ impl Job {
             Self::SendDelayed { .. } => 11,
             Self::TendSticky { .. } => 12,
             Self::Expire { .. } => 13,
-            Self::MoveNames { .. } => 14,
+            Self::MoveNames { .. } => 16,
             Self::LeaveAgain { .. } => Self::LEAVE_AGAIN,
+            Self::ForgetEnded { .. } => 15,
         }
     }
 
@@ -197,6 +207,7 @@ impl Job {
             Self::SendDelayed { .. } => "send_delayed",
             Self::TendSticky { .. } => "tend_sticky",
             Self::LeaveAgain { .. } => "leave_again",
+            Self::ForgetEnded { .. } => "forget_ended",
         }
     }
 
@@ -238,6 +249,9 @@ impl Job {
                 format!("events, states and keys that nothing needs stay in room {room} until its next event")
             }
             Self::CompleteState { room } => format!("of the state of room {room} only a part is known"),
+            Self::ForgetEnded { room, user, .. } => {
+                format!("it stays in the store that user {user} was invited to room {room}")
+            }
             Self::LeaveAgain { user, left } => {
                 format!("user {user} stays in the room {} if a join comes true that they gave up", left.room)
             }
@@ -266,6 +280,7 @@ impl Job {
             | Self::Sweep { room }
             | Self::TendSticky { room }
             | Self::CompleteState { room }
+            | Self::ForgetEnded { room, .. }
             | Self::Expire { room }
             | Self::MoveNames { from: room, .. } => Owner::Room(*room),
         }
@@ -287,8 +302,8 @@ impl Job {
             | Self::Sweep { .. }
             | Self::TendSticky { .. }
             | Self::MoveNames { .. }
-            | Self::TakeLeftOut { .. } => false,
             | Self::TakeLeftOut { .. }
+            | Self::ForgetEnded { .. }
             | Self::LeaveAgain { .. } => false,
         }
     }
@@ -309,6 +324,9 @@ impl Job {
                     serde_json::json!({ "room": left.room, "joins": left.joins, "until_ms": left.until_ms });
                 let key = [user.0.to_be_bytes().as_slice(), left.room.as_bytes()].concat();
                 (key, content.to_string().into())
+            }
+            Self::ForgetEnded { room, user, number } => {
+                ([two(room.0, user.0), number.0.to_be_bytes().to_vec()].concat(), Bytes::new())
             }
             Self::ForgetOriginal { room, event } => (two(room.0, event.0), Bytes::new()),
             Self::ForgetSent { room, day } => (two(room.0, u64::from(*day)), Bytes::new()),
@@ -351,9 +369,17 @@ impl Job {
             11 => Ok(Self::SendDelayed { user: UserNum(number(0)?) }),
             12 => Ok(Self::TendSticky { room: RoomNum(number(0)?) }),
             13 => Ok(Self::Expire { room: RoomNum(number(0)?) }),
-            | Self::MoveNames { .. }
-            | Self::TakeLeftOut { .. }
-            | Self::LeaveAgain { .. } => false,
+            16 => Ok(Self::MoveNames { from: RoomNum(number(0)?), to: RoomNum(number(8)?) }),
+            Self::LEAVE_AGAIN => {
+                let left = serde_json::from_slice(&timer.row.content);
+                let left = left.map_err(|_| Fault::Corrupt("a job does not name a room that was left"))?;
+                Ok(Self::LeaveAgain { user: UserNum(number(0)?), left })
+            }
+            15 => Ok(Self::ForgetEnded {
+                room: RoomNum(number(0)?),
+                user: UserNum(number(8)?),
+                number: EventNum(number(16)?),
+            }),
             _ => Err(Fault::Corrupt("a job is of an unknown kind")),
         }
     }
@@ -388,6 +414,7 @@ mod tests {
             Job::TendSticky { room: RoomNum(9) },
             Job::MoveNames { from: RoomNum(9), to: RoomNum(11) },
             Job::LeaveAgain { user: UserNum(7), left },
+            Job::ForgetEnded { room: RoomNum(9), user: UserNum(7), number: EventNum(1) },
         ];
         let mut kinds = Vec::new();
         for job in jobs {

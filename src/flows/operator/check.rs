@@ -55,11 +55,11 @@ fn checks() -> Vec<RowCheck> {
 fn job(read: &Snapshot, job: &Job, doubts: &mut Doubts) -> Result<(), Fault> {
     let (user, room) = match job {
         Job::TrimLog => (None, None),
-        // The room of the last may be one of which this server knows nothing.
-        Job::TellRooms { user }
-        | Job::SweepDevices { user }
-        | Job::SendDelayed { user }
-        | Job::LeaveAgain { user, .. } => (Some(*user), None),
+        // This server may know nothing of the room, or nothing any more.
+        Job::LeaveAgain { user, .. } | Job::ForgetEnded { user, .. } => (Some(*user), None),
+        Job::TellRooms { user } | Job::SweepDevices { user } | Job::SendDelayed { user } => {
+            (Some(*user), None)
+        }
         Job::CarryOver { user, room, .. } => (Some(*user), Some(*room)),
         Job::MoveNames { to, .. } => (None, Some(*to)),
         Job::ForgetOriginal { room, .. }

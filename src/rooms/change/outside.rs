@@ -24,18 +24,21 @@ use crate::{
     ids::{EventNum, Order, RoomNum, UserNum},
     json::{JsonText, Object},
     rooms::{
+        self,
         event::{self, Event},
         members::{self, Since},
-        stripped,
+        redact, stripped,
         turns::Seat,
+        versions,
     },
     schema::{
         self,
         event_types::MEMBER,
+        jobs::Job,
         remote::{OutsideRow, Standing},
         rooms::{Membership, Resident, RoomRow, UserRoomRow},
     },
-    store::{Direction, Fault, LogEntry, Read, Store, key::Json},
+    store::{Direction, Fault, LogEntry, Read, Store, key::Json, tail, timer},
 };
 
 /// Settle what at most this many users were told of a room when it is joined, because that is part of one batch.
@@ -47,6 +50,12 @@ const OTHERS_MAX: usize = 4;
 const OTHERS_BYTES_MAX: usize = 120 << 10;
 /// Keep as much of what one of them tells of the room as fits into this many bytes.
 const OTHER_BYTES_MAX: usize = 40 << 10;
+
+/// Of an event by which others end what a user is to a room, keep the redacted form where it has more bytes than this, and nothing
+/// where that has more, too: anybody may invite and withdraw as often as they like.
+const END_BYTES_MAX: usize = 2 << 10;
+/// Such an end is forgotten after this many milliseconds, and not before the log has forgotten it.
+const ENDED_KEPT_MS: u64 = 3 * 24 * 60 * 60 * 1000;
 
 /// A membership that a user of ours gets from outside a room.
 #[derive(Clone, Debug)]
@@ -276,7 +285,8 @@ impl Change {
             return Ok(());
         }
         let ends = |it: &Standing| it.may_end(&user_id, by);
-        self.end_those(user, &user_id, row, ends, end.told.clone())
+        let ended = Told { event: shortened(&end.told), ..end.told.clone() };
+        self.end_those(user, &user_id, row, ends, ended)
     }
 
     /// Ends the invitations of a user by users of one server, because there is no room for them any more.
@@ -316,12 +326,48 @@ impl Change {
             next = next.max(Some(rank));
         }
         let Some((is_invite, _, at)) = next else {
+            self.ended.push((user, EventNum(self.row.next_event)));
             return self.show_outside(user, user_id, ended, Vec::new());
         };
         let membership = if is_invite { Membership::Invite } else { Membership::Knock };
         let Standing { sender, event, state, version, via } = others.remove(at);
         let told = Told { membership, version, via, sender, event, state };
         self.show_outside(user, user_id, told, others)
+    }
+
+    /// Promises that the ends of this change are forgotten that others made.
+    pub(crate) fn promise_forgetting(&mut self, now_ms: u64) {
+        for (user, number) in std::mem::take(&mut self.ended) {
+            let job = Job::ForgetEnded { room: self.num, user, number };
+            timer::set(&mut self.batch, &job.timer(now_ms.saturating_add(ENDED_KEPT_MS)));
+        }
+    }
+
+    /// Forgets an end of this number, unless the user is something else to the room by now, and the room itself where nobody of ours
+    /// has to do with it any more. Gives `false` where the log still names the end, so that it must stay.
+    pub fn forget_ended(&mut self, user: UserNum, number: EventNum) -> Result<bool, Fault> {
+        let row = members::find(&self.batch, user, self.num)?;
+        let is_it = |row: &UserRoomRow| row.event == number && row.membership == Membership::Leave;
+        let Some(row) = row.filter(is_it) else { return Ok(true) };
+        if !matches!(self.row.resident, Resident::Invited | Resident::Knocked) {
+            return Ok(true);
+        }
+        if row.since > tail::trimmed(&self.batch)? {
+            return Ok(false);
+        }
+        invited::delete(&mut self.batch, self.num, user)?;
+        members::delete_outside(&mut self.batch, user, self.num);
+        let mut others = schema::OUTSIDE.prefix::<(RoomNum,)>(&self.batch, (self.num,), Direction::Up)?;
+        let is_alone = others.next().transpose()?.is_none();
+        drop(others);
+        // The number of the last room says which number comes next, and no number is given twice.
+        if is_alone && !rooms::is_last(&self.batch, self.num)? {
+            schema::ROOM_ID.delete(&mut self.batch, self.row.id.as_str());
+            schema::ROOM.delete(&mut self.batch, self.num);
+            self.seat.tip = None;
+            self.is_part = true;
+        }
+        Ok(true)
     }
 
     /// Finds the row of a user who is invited from outside or has knocked.
@@ -389,6 +435,17 @@ impl Change {
         }
         Ok(())
     }
+}
+
+/// The event of an end as it is kept.
+fn shortened(end: &Told) -> String {
+    if end.event.len() <= END_BYTES_MAX {
+        return end.event.clone();
+    }
+    let rules = versions::find_rules(end.version);
+    let redacted = rules.and_then(|rules| redact::redacted(end.event.as_bytes(), rules));
+    let redacted = redacted.filter(|json| json.len() <= END_BYTES_MAX);
+    redacted.map(|json| String::from_utf8_lossy(&json).into_owned()).unwrap_or_default()
 }
 
 /// The ids of the events that a member event names as allowing it.

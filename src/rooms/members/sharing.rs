@@ -152,12 +152,12 @@ fn list_rooms(
     rows: &mut usize,
 ) -> Result<Vec<(RoomNum, usize)>, Fault> {
     let mut rooms = Vec::new();
-    for row in list_user_rooms(read, user)?.take(ROWS_MAX / 2) {
-        let (room, row) = row?;
+    // Rooms that the user is not in do not count: others invite to as many as they like.
+    let joined = list_user_rooms(read, user)?
+        .filter(|row| row.as_ref().map_or(true, |(_, row)| row.membership == Membership::Join));
+    for row in joined.take(ROWS_MAX / 2) {
         *rows += 1;
-        if row.membership == Membership::Join {
-            rooms.push(room);
-        }
+        rooms.push(row?.0);
     }
     *rows += rooms.len();
     let counts = schema::ROOM.get_many(read, rooms.iter().copied())?;
@@ -259,6 +259,29 @@ mod tests {
             !shares(1, 2).0 && !shares(2, 1).0,
             "one is in the first room, and the other in all but that"
         );
+    }
+
+    #[test]
+    fn rooms_that_the_user_is_not_in_keep_none_out_that_they_are_in() {
+        let store = house();
+        let mut batch = store.batch(&Guard::alone());
+        let row = schema::USER_ROOM.get(&batch, (UserNum(1), RoomNum(0))).unwrap().unwrap().now.unwrap();
+        let left = UserRoomRow { membership: Membership::Leave, ..row };
+        let user = UserNum(1_000);
+        let invited = u64::try_from(ROWS_MAX).unwrap();
+        for room in (1_000..1_000 + invited).map(RoomNum) {
+            schema::USER_ROOM.put(&mut batch, (user, room), &left.into());
+            if batch.row_count() >= 4_000 {
+                let full = std::mem::replace(&mut batch, store.batch(&Guard::alone()));
+                drop(store.enqueue(full).unwrap());
+            }
+        }
+        let last = RoomNum(2_000 + invited);
+        schema::USER_ROOM.put(&mut batch, (user, last), &row.into());
+        drop(store.enqueue(batch).unwrap());
+        store.flush().unwrap();
+        let rooms = list_rooms(&*store.snapshot(), user, &mut 0).unwrap();
+        assert_eq!(rooms, [(last, 0)]);
     }
 
     #[test]

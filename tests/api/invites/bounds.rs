@@ -1,5 +1,7 @@
 //! How many invitations a user may have, and how much they tell.
 
+use aqueduct::{schema, store::Direction};
+
 use super::*;
 
 /// Follows the syncs of a client until nothing is left: the rooms of the invitations in each answer, and the bytes of its
@@ -139,5 +141,59 @@ async fn servers_that_invite_as_often_as_they_may_shut_nobody_out() {
     assert_eq!(count(Membership::Invite), 1_000);
     assert_eq!(count(Membership::Leave), rows.len() - 1_000, "clients are told that those are gone");
     assert!(rows.len() >= 1_006);
+    it.server.assert_whole();
+}
+
+#[tokio::test(start_paused = true)]
+async fn invitations_that_others_end_stay_small_and_are_forgotten() {
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+    let it = Against::new(&Elsewhere::new(11), honest()).await;
+    let app = it.server.server().app();
+    let mut rooms: Vec<_> =
+        (0..3).map(|number| Elsewhere::of_id(11, &format!("!r{number}:a.example"))).collect();
+    for room in &mut rooms {
+        let invite = room.add("m.room.member", Some(BOB), json!({ "membership": "invite" }));
+        assert_eq!(it.invite(room, &invite).await.0, StatusCode::OK);
+    }
+    let since = it.bob.ok_get("/sync").await["next_batch"].as_str().unwrap().to_owned();
+    for room in &mut rooms {
+        let reason = "no".repeat(25_000);
+        let end = room.add("m.room.member", Some(BOB), json!({ "membership": "leave", "reason": reason }));
+        let (status, told) =
+            it.peer.transact(&it.server, room.room_id.as_str(), std::slice::from_ref(&end.json), &[]).await;
+        assert_eq!((status, &told["pdus"][end.id.as_str()]), (StatusCode::OK, &json!({})), "{told}");
+    }
+    let sync = it.bob.ok_get(&format!("/sync?since={since}")).await;
+    for room in &rooms {
+        let told = &sync["rooms"]["leave"][room.room_id.as_str()]["timeline"]["events"];
+        assert_eq!(told[0]["content"], json!({ "membership": "leave" }), "{sync}");
+        assert_eq!(told[0]["event_id"], room.events.last().unwrap().id.as_str());
+    }
+    let user = crate::support::user_num(&app.store, BOB);
+    let count = || {
+        let snapshot = app.store.snapshot();
+        let rows = schema::OUTSIDE.prefix::<()>(&*snapshot, (), Direction::Up).unwrap();
+        let rows: Vec<_> = rows.map(|row| row.unwrap().1.0).collect();
+        assert!(rows.iter().all(|row| row.shown.event.len() <= 2_048), "{rows:?}");
+        let known = aqueduct::rooms::members::list_user_rooms(&*snapshot, user).unwrap().count();
+        let ids = schema::ROOM_ID.prefix::<()>(&*snapshot, (), Direction::Up).unwrap().count();
+        (rows.len(), known, ids)
+    };
+    assert_eq!(count(), (3, 3, 3));
+    // One of them is invited again meanwhile, and that invitation stays.
+    let again = rooms[0].add("m.room.member", Some(BOB), json!({ "membership": "invite" }));
+    assert_eq!(it.invite(&rooms[0], &again).await.0, StatusCode::OK);
+    app.env.sleep(2 * DAY).await;
+    assert_eq!(count(), (3, 3, 3), "clients are told for some days");
+    app.env.sleep(3 * DAY).await;
+    // The last room keeps its number, so that no other room gets it.
+    assert_eq!(count(), (1, 1, 2));
+    assert!(invited(&it.bob, rooms[0].room_id.as_str()).await.is_object());
+    it.server.assert_whole();
+    for room in &mut rooms {
+        let invite = room.add("m.room.member", Some(BOB), json!({ "membership": "invite" }));
+        assert_eq!(it.invite(room, &invite).await.0, StatusCode::OK);
+        assert!(invited(&it.bob, room.room_id.as_str()).await.is_object());
+    }
     it.server.assert_whole();
 }
