@@ -170,7 +170,7 @@ pub(crate) async fn set_state(
 /// Leaves a room, or refuses an invitation to it. Nothing happens if the caller has left already, and whatever of the caller is
 /// still on its way into the room ends.
 pub(crate) async fn leave(app: &App, caller: &Caller, room: &RoomId, reason: Option<String>) -> Result<()> {
-    // What a suspended user says with it, others would read, also where another server takes part in it.
+    // Others would read what a suspended user says with it, also where another server takes part in it.
     let reason = reason.filter(|_| !caller.is_suspended);
     let Ended { was_coming, joins } = app.remote.attempts.end(app, room, caller.user).await;
     late::promise(app, caller.user, room, joins).await?;

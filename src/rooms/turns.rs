@@ -109,7 +109,7 @@ pub struct Turns {
     tips_bytes: Arc<AtomicUsize>,
     /// A flow holds this lock while it resolves states of the room for long; the room's turns go on meanwhile.
     pub(crate) resolving: Arc<tokio::sync::Mutex<()>>,
-    /// Whoever replaces the room by another one holds this lock until it is replaced, so that those who want the same meanwhile find
+    /// A request that replaces the room by another one holds this lock until it is replaced, so that those who want the same meanwhile find
     /// what was made; the room's turns go on.
     pub(crate) replacing: tokio::sync::Mutex<()>,
     /// The places of events of ours that the room's policy server is asked to sign; the room's turns go on meanwhile.

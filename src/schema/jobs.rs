@@ -164,7 +164,7 @@ impl Job {
 
     /// Whether this version knows the kind of job that has this number.
     pub fn is_known(kind: u8) -> bool {
-        (1..=15).contains(&kind)
+        (1..=16).contains(&kind)
     }
 
     /// The number of its kind, for ever.
@@ -370,7 +370,7 @@ impl Job {
             12 => Ok(Self::TendSticky { room: RoomNum(number(0)?) }),
             13 => Ok(Self::Expire { room: RoomNum(number(0)?) }),
             16 => Ok(Self::MoveNames { from: RoomNum(number(0)?), to: RoomNum(number(8)?) }),
-            Self::LEAVE_AGAIN => {
+            14 => {
                 let left = serde_json::from_slice(&timer.row.content);
                 let left = left.map_err(|_| Fault::Corrupt("a job does not name a room that was left"))?;
                 Ok(Self::LeaveAgain { user: UserNum(number(0)?), left })

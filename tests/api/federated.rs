@@ -140,7 +140,7 @@ async fn a_room_is_called_by_aliases_of_other_servers_that_say_so() {
         .await;
     let many: Vec<String> = (0..21).map(|number| format!("#n{number}:b.example")).collect();
     is_refused(json!({ "alt_aliases": many })).await;
-    // Whoever is not in the room has nobody asked.
+    // Nobody is asked for somebody who is not in the room.
     let carol = federated.server(0).register("carol").await;
     assert_eq!(carol.put(&canonical, json!({ "alias": "#three:b.example" })).await.0, 403);
     // Those that the room has already are not asked for again.

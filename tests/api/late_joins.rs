@@ -105,6 +105,7 @@ impl Vouching {
 
 #[tokio::test(start_paused = true)]
 async fn whoever_leaves_while_another_server_vouches_stays_out_whenever_the_join_comes_true() {
+    let _ = tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).with_writer(std::io::stderr).try_init();
     for (after_ms, restarts) in [(1, false), (3_000, false), (6_000, true), (30_000, false), (30_000, true)] {
         let vouching = Vouching::new();
         let mut room = vouching.room.clone();

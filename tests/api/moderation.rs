@@ -236,7 +236,7 @@ async fn a_suspended_user_takes_back_each_word_once_and_leaves_in_silence() {
         };
         assert_eq!(event(&own).await["content"], json!({}));
         let content = if takes_back { json!({ "redacts": own }) } else { json!({}) };
-        assert_eq!(event(redaction).await["content"], content);
+        assert_eq!(event(redaction).await["content"], content, "{version}");
         for left in [&room, &invited] {
             must(&bob, left, "leave", reason()).await;
             let path = format!("{V3}/rooms/{}/state/m.room.member/{member}", encoded(left));

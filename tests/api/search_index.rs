@@ -59,7 +59,7 @@ async fn the_index_is_built_anew_on_demand_and_says_how_far_it_is() {
     assert_eq!(search(&alice, "needle", json!({})).await["count"], 29);
     assert_eq!(found(&alice, "changed").await, [edited]);
     let status = app.searching.progress(&app.store).unwrap();
-    // What was edited is there with both texts.
+    // A message that was edited is there with both texts.
     assert_eq!((status.documents, status.lag, status.is_filling), (31, 0, false));
 }
 

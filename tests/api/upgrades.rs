@@ -368,7 +368,7 @@ async fn all_children_and_bans_go_over_or_the_room_is_not_replaced() {
     let new = upgrade(&alice, &space, "11").await;
     assert_eq!(count(&new, "m.space.child", None).await, 550);
     assert_eq!(count(&new, "m.room.member", Some("ban")).await, 900);
-    // What is too much is not carried over in part.
+    // Too much is not carried over in part.
     let space = alice.create(create("11", Vec::new())).await;
     for number in 0..150 {
         let path = format!("/rooms/{}/state/m.space.child/!c{number}:x.example", encoded(&space));

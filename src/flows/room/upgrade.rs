@@ -77,7 +77,7 @@ const MODERATOR: i64 = 50;
 /// The level of who stood above all levels, in a room where nobody does.
 const ADMIN: i64 = 100;
 
-/// Whoever wants to replace a room waits at most this long for somebody else who does.
+/// A request to replace a room waits at most this long for another one.
 const WAITS_MAX: Duration = Duration::from_secs(30);
 /// Who waited for as long may try again after this time.
 const AGAIN: Duration = Duration::from_secs(5);

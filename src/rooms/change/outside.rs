@@ -51,8 +51,8 @@ const OTHERS_BYTES_MAX: usize = 120 << 10;
 /// Keep as much of what one of them tells of the room as fits into this many bytes.
 const OTHER_BYTES_MAX: usize = 40 << 10;
 
-/// Of an event by which others end what a user is to a room, keep the redacted form where it has more bytes than this, and nothing
-/// where that has more, too: anybody may invite and withdraw as often as they like.
+/// An event by which others end what a user is to a room is kept redacted where it has more bytes than this, and not at all where that has
+/// more, too: anybody may invite and withdraw as often as they like.
 const END_BYTES_MAX: usize = 2 << 10;
 /// Such an end is forgotten after this many milliseconds, and not before the log has forgotten it.
 const ENDED_KEPT_MS: u64 = 3 * 24 * 60 * 60 * 1000;

@@ -274,6 +274,7 @@ mod tests {
             if batch.row_count() >= 4_000 {
                 let full = std::mem::replace(&mut batch, store.batch(&Guard::alone()));
                 drop(store.enqueue(full).unwrap());
+                store.flush().unwrap();
             }
         }
         let last = RoomNum(2_000 + invited);

@@ -23,7 +23,7 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
-    /// Errors: 400 `M_UNSUPPORTED_ROOM_VERSION`.
+    /// The room that a request asks for. Errors: 400 `M_UNSUPPORTED_ROOM_VERSION`.
     pub(super) fn of(version: &RoomVersionId, creators: &[OwnedUserId]) -> Result<Self> {
         let (version, rules) = versions::require(version)?;
         let has_creators = rules.authorization.additional_room_creators;

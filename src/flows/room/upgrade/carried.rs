@@ -27,7 +27,7 @@ const LINKS_LOOKED_AT_MAX: usize = 200_000;
 const MEMBERS_LOOKED_AT_MAX: usize = 2_000_000;
 const MEMBERS_AT_ONCE: (usize, usize) = (1_000, 4_000);
 
-/// What is carried over, and whether something was left behind.
+/// The state that is carried over, and whether something was left behind.
 #[derive(Default)]
 pub(super) struct Carried {
     events: Vec<(&'static str, String, Value)>,
