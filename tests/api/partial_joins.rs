@@ -526,6 +526,31 @@ async fn a_member_whose_keys_cannot_be_had_yet_comes_into_the_state_later() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_the_event_replaced_that_a_join_cites_does_not_come_back() {
+    let mut room = a_room(11);
+    let of_frank = Signer::new("c.example".try_into().unwrap(), key_pair(11, "k").unwrap().into());
+    let own = std::mem::replace(&mut room.signer, of_frank);
+    let mut comes = |content: Value| room.add_by(FRANK, "m.room.member", Some(FRANK), content);
+    let first = comes(json!({ "membership": "join" }));
+    let last = comes(json!({ "membership": "join", "displayname": "Frank" }));
+    room.signer = own;
+    // The state is that before the event which our join cites, and nobody gives the keys for either.
+    let change = move |asked: &str, mut answer: Value| {
+        let ids = answer["pdu_ids"].as_array_mut().filter(|_| asked == "state_ids");
+        for id in ids.into_iter().flatten().filter(|id| **id == last.id.as_str()) {
+            *id = json!(first.id);
+        }
+        answer
+    };
+    let scene = Scene::with(room, change).await;
+    scene.open().await;
+    Peer::new(&scene.net, "c.example", "5.9.0.3", 11);
+    scene.pause(2_000).await;
+    assert_eq!(scene.state().await, scene.expected());
+    scene.server.assert_whole();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_state_of_which_an_event_gets_lost_on_the_way_is_asked_for_again() {
     let (lost, count) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicUsize::new(0)));
     let (loses, counts) = (Arc::clone(&lost), Arc::clone(&count));

@@ -289,15 +289,25 @@ async fn fill_from(
         let left_out = later.iter().filter_map(|(id, json)| {
             brought::left_out(room, &row, json, state.contains(id)).map(|event| (id.clone(), event))
         });
-        let left_out: BTreeMap<OwnedEventId, LeftOut> = left_out.collect();
+        let mut left_out: BTreeMap<OwnedEventId, LeftOut> = left_out.collect();
+        if let Some(last) = &last {
+            forget_replaced(&snapshot, (room, row.version), last, &mut left_out)?;
+        }
         let at = StateRef::Main(partial.base);
-        for event in left_out.values().filter(|event| event.is_state && event.event_type == MEMBER) {
-            // A member event that was presumed is not so here, and would stand where the true one is to come.
-            if event::is_of(&event.state_key, &partial.us) {
+        for (id, event) in left_out.iter().filter(|(_, event)| event.is_state) {
+            let (is_last, is_member) = (last.as_ref() == Some(id), event.event_type == MEMBER);
+            if !is_last && (!is_member || event::is_of(&event.state_key, &partial.us)) {
                 continue;
             }
-            let Some(key) = state::find_key(&*snapshot, room, MEMBER, &event.state_key)? else { continue };
-            if state::at(&*snapshot, room, at, key)? != StateValue::Absent {
+            let Some(key) = state::find_key(&*snapshot, room, &event.event_type, &event.state_key)? else {
+                continue;
+            };
+            if is_last {
+                // What it took the place of would stand where it is to come.
+                compared.unknown.retain(|(of, _)| *of != key);
+            }
+            // A member event that was presumed is not so here, and would stand where the true one is to come.
+            if is_member && state::at(&*snapshot, room, at, key)? != StateValue::Absent {
                 compared.unknown.push((key, StateValue::Absent));
             }
         }
@@ -329,6 +339,27 @@ async fn fill_from(
     let after = move |change: &mut Change| Ok(left_out::remember_more(&owned, change, &left_out)?);
     revise::learn(&app, room, join.num, unknown, after).await?;
     Ok(Given::Learnt)
+}
+
+/// Counts what the last event of a state took the place of as no part of it: the state before that event was given, and then the event.
+fn forget_replaced(
+    read: &Snapshot,
+    (room, version): (RoomNum, u8),
+    last: &OwnedEventId,
+    left_out: &mut BTreeMap<OwnedEventId, LeftOut>,
+) -> Result<(), Fault> {
+    let name = match left_out.get(last) {
+        Some(event) => Some((event.event_type.clone(), event.state_key.clone())),
+        None => match states::find(read, (room, version), last)?.and_then(|found| found.key()) {
+            Some(key) => state::key_name(read, room, key)?,
+            None => None,
+        },
+    };
+    let Some((event_type, state_key)) = name else { return Ok(()) };
+    for (id, event) in left_out {
+        event.is_state &= id == last || event.event_type != event_type || event.state_key != state_key;
+    }
+    Ok(())
 }
 
 /// The comparison of a state that a server gave with what is known of it.

@@ -320,6 +320,13 @@ pub(super) struct Found {
     is_rejected: bool,
 }
 
+impl Found {
+    /// The number of its key, where it is in force.
+    pub(super) fn key(&self) -> Option<StateKeyNum> {
+        self.key.filter(|_| !self.is_rejected)
+    }
+}
+
 /// Finds an event of a state; `None` for an event that is not here.
 pub(super) fn find(
     read: &Snapshot,
