@@ -210,7 +210,7 @@ async fn a_suspended_user_takes_back_each_word_once_and_leaves_in_silence() {
     let admin = admin(&server).await;
     let (alice, bob) = (server.register("alice").await, server.register("bob").await);
     let reason = || json!({ "reason": "BUY PILLS" });
-    for (version, takes_back) in [("10", false), ("12", true)] {
+    for version in ["10", "12"] {
         let options = json!({ "preset": "public_chat", "room_version": version });
         let room = create_room(&alice, options).await;
         must(&bob, &room, "join", json!({})).await;
@@ -235,8 +235,7 @@ async fn a_suspended_user_takes_back_each_word_once_and_leaves_in_silence() {
             alice.ok_get(&format!("{V3}/rooms/{}/event/{}", encoded(&room), encoded(id))).await
         };
         assert_eq!(event(&own).await["content"], json!({}));
-        let content = if takes_back { json!({ "redacts": own }) } else { json!({}) };
-        assert_eq!(event(redaction).await["content"], content, "{version}");
+        assert_eq!(event(redaction).await["content"], json!({ "redacts": own }), "{version}");
         for left in [&room, &invited] {
             must(&bob, left, "leave", reason()).await;
             let path = format!("{V3}/rooms/{}/state/m.room.member/{member}", encoded(left));

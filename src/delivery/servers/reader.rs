@@ -55,7 +55,7 @@ const GREETED_MAX: usize = 50;
 const MET_MAX: usize = 1_000;
 /// A server that came into a room longer ago than this may have missed changes of devices that came since.
 const CAME_LATE_MS: u64 = 1_000;
-/// Of this many changes of devices, the newest here, such a server is told those of members of the room.
+/// Such a server is told those that are of members of the room among this many newest changes of devices.
 const DEVICES_MISSED_MAX: usize = 200;
 /// A receipt that is older than this is not told any more.
 const RECEIPT_MS_MAX: u64 = 60 * 60 * 1000;

@@ -303,7 +303,7 @@ async fn fill_from(
                 continue;
             };
             if is_last {
-                // What it took the place of would stand where it is to come.
+                // The event that it took the place of would stand where it is to come.
                 compared.unknown.retain(|(of, _)| *of != key);
             }
             // A member event that was presumed is not so here, and would stand where the true one is to come.
