@@ -57,6 +57,7 @@ fn fill(index: &Index, progress: &aqueduct::search::index::Progress) -> (u64, f6
                 room: RoomNum(rng.random_range(1..=ROOMS)),
                 event: EventNum(number),
                 edit: None,
+                until: None,
                 order: Order::live(Position::new(number).unwrap()),
                 sent_ms: number * 1_000,
                 kind: TextKind::Body,

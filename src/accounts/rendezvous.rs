@@ -286,7 +286,7 @@ mod tests {
     async fn the_oldest_session_gives_way_where_all_hold_the_same() {
         let (board, env) = (Board::default(), env());
         let open = |number: u32| {
-            let address = std::net::Ipv4Addr::from(0x0a00_0000 | (number * 7919) % 65_536);
+            let address = std::net::Ipv4Addr::from(0x0a00_0000 | ((number * 7919) % 65_536));
             board.open(&env, KIND, Payers::of_request(None, address.into()), Bytes::new()).unwrap().0
         };
         let mut ids = std::collections::VecDeque::new();

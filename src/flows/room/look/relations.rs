@@ -362,7 +362,8 @@ impl ThreadPage<'_> {
             return Ok(false);
         }
         let (membership, sees) = look.reader.look(read, &root)?;
-        if !sees && !(look.reader.ignores(&root) && look.reader.may_see(read, &root)?) {
+        let is_shown = sees || look.reader.ignores(&root) && look.reader.may_see(read, &root)?;
+        if !is_shown {
             return Ok(false);
         }
         if self.is_full() {

@@ -18,12 +18,12 @@ pub(super) struct Olm {
 impl Olm {
     pub(super) fn start() -> Self {
         let program = std::env::var("AQUEDUCT_OLM")
-            .expect("AQUEDUCT_OLM is the path of the program that encrypts; tests/clients/olm/run builds it");
+            .unwrap_or_else(|why| panic!("AQUEDUCT_OLM is the path of the program that encrypts; tests/clients/olm/run builds it: {why:?}"));
         let mut child = Command::new(program)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
-            .expect("the program that encrypts does not start");
+            .unwrap_or_else(|why| panic!("the program that encrypts does not start: {why:?}"));
         let lines = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
         Self { child, lines: RefCell::new(lines) }
     }
