@@ -53,10 +53,6 @@ const LOOKED_AT_MAX: usize = 1_000;
 const GREETED_MAX: usize = 50;
 /// Look at no more than this many members of a room that somebody of ours is the first to come into.
 const MET_MAX: usize = 1_000;
-/// A server that came into a room longer ago than this may have missed changes of devices that came since.
-const CAME_LATE_MS: u64 = 1_000;
-/// Such a server is told those that are of members of the room among this many newest changes of devices.
-const DEVICES_MISSED_MAX: usize = 200;
 /// A receipt that is older than this is not told any more.
 const RECEIPT_MS_MAX: u64 = 60 * 60 * 1000;
 /// A receipt waits at least this long for what else comes, and longer the more servers are told.
@@ -210,10 +206,6 @@ fn list_news(
                     for at in list_own_sticky(shared, snapshot, *room, *position)? {
                         news.push((List::clone(&server), News::Kept { subject: Subject::Room(*room), at }));
                     }
-                    for user in list_changed_lately(shared, snapshot, *room, &stored)? {
-                        let (subject, at) = (Subject::Devices(user), *position);
-                        news.push((List::clone(&server), News::Kept { subject, at }));
-                    }
                     for user in members::joined_local_users(snapshot, *room)?.take(GREETED_MAX) {
                         let edu = find_presence(people, snapshot, user?)?;
                         news.extend(edu.map(|edu| (List::clone(&server), News::Presence(edu))));
@@ -317,30 +309,6 @@ fn list_own_sticky(
     Ok(own)
 }
 
-/// Lists our users in a room whose devices changed lately, where this server learns late of an event that brought another server into the
-/// room. That one may have asked for their lists as soon as it came, and was told of no change since.
-fn list_changed_lately(
-    shared: &Shared,
-    snapshot: &Snapshot,
-    room: RoomNum,
-    stored: &StoredEvent,
-) -> Result<Vec<UserNum>, Fault> {
-    let mut changed = Vec::new();
-    if shared.env.now_ms().saturating_sub(stored.row.header.sent_ms) < CAME_LATE_MS {
-        return Ok(changed);
-    }
-    for user_id in device_lists::list_latest(snapshot, stored.order.anchor, DEVICES_MISSED_MAX)? {
-        let user_id = <&UserId>::try_from(user_id.as_str()).ok();
-        let Some(user_id) = user_id.filter(|user_id| *user_id.server_name() == *shared.us) else { continue };
-        if let Some(user) = users::find_num(snapshot, user_id)?
-            && members::is_joined(snapshot, user, room)?
-        {
-            changed.push(user);
-        }
-    }
-    Ok(changed)
-}
-
 /// Lists the rooms that a user of ours is in and was in at a position. Whoever came to share a room with the user after a change of devices
 /// is told of the devices for that.
 fn list_shared_at(snapshot: &Snapshot, user: UserNum, at: Position) -> Result<Vec<RoomNum>, Fault> {
@@ -417,16 +385,12 @@ fn find_joined(
     let Some(user_id) = user_id.filter(|user_id| *user_id.server_name() == *shared.us) else {
         return Ok(None);
     };
-    let Some(user) = users::find_num(snapshot, user_id)? else { return Ok(None) };
-    let was_in = match stored.row.header.replaces {
-        Some(replaced) => members::membership_of_event(snapshot, room, replaced)? == Membership::Join,
-        None => false,
-    };
-    // A join whose answer was lost counts for the other servers and not here, so that the devices were not told of while the room took the
-    // user for a member. The join that counts here is the next one.
-    let row = members::find(snapshot, user, room)?;
-    let counts_from_here = row.is_some_and(|row| row.since == stored.order.anchor);
-    Ok((counts_from_here || !was_in).then_some(user))
+    if let Some(replaced) = stored.row.header.replaces
+        && members::membership_of_event(snapshot, room, replaced)? == Membership::Join
+    {
+        return Ok(None);
+    }
+    users::find_num(snapshot, user_id)
 }
 
 /// The presence of a user of ours, as it is told to servers that see it from now on; `None` where there is nothing to tell.
