@@ -408,26 +408,40 @@ async fn a_server_that_invents_senders_makes_no_message_of_others_vanish() {
     scene.server.assert_whole();
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_server_that_fills_inboxes_too_fast_waits_and_loses_nothing() {
+/// A server that takes twenty acts for inboxes at once from others and then so many a second, and two others.
+fn with_bounded_inboxes(per_second: f64) -> (TestServer, [Peer; 2]) {
     let net = Net::new(1);
     let store = Store::open(Engine::Memory(Default::default()), Durability::Fsync).unwrap();
     let server = TestServer::start(doors(&net), store, |config| {
         config.limits.rate_limits = true;
         config.limits.register = Bucket { per_second: 1_000.0, burst: 1_000 };
-        config.limits.inbound_to_device = Bucket { per_second: 10.0, burst: 20 };
+        config.limits.inbound_to_device = Bucket { per_second, burst: 20 };
     });
+    let peers = [("b.example", "5.0.0.2", 2), ("c.example", "5.0.0.3", 3)];
+    (server, peers.map(|it| Peer::new(&net, it.0, it.1, it.2)))
+}
+
+/// Tells all devices of a user so many messages of 9,000 bytes, and answers the status.
+async fn tell_devices(
+    server: &TestServer,
+    to: &TestClient,
+    peer: &Peer,
+    txn: &str,
+    count: usize,
+) -> StatusCode {
+    let to_all = json!({ &to.user_id: { "*": { "b": "x".repeat(9_000) } } });
+    let sender = format!("@m:{}", peer.own.server());
+    let edus = (0..count).map(|number| message(&format!("{number}"), &sender, to_all.clone()));
+    let edus =
+        edus.map(|(kind, content)| json!({ "edu_type": kind, "content": content })).collect::<Vec<_>>();
+    peer.transact(server, txn, &[], &edus).await.0
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_fills_inboxes_too_fast_waits_and_loses_nothing() {
+    let (server, [flood, good]) = with_bounded_inboxes(10.0);
     let alice = server.register("alice").await;
-    let to_all = json!({ &alice.user_id: { "*": { "b": "x".repeat(9_000) } } });
-    let [flood, good] = [("b.example", "5.0.0.2", 2), ("c.example", "5.0.0.3", 3)]
-        .map(|it| Peer::new(&net, it.0, it.1, it.2));
-    let tell = async |peer: &Peer, txn: &str, count: usize| {
-        let sender = format!("@m:{}", peer.own.server());
-        let edus = (0..count).map(|number| message(&format!("{number}"), &sender, to_all.clone()));
-        let edus =
-            edus.map(|(kind, content)| json!({ "edu_type": kind, "content": content })).collect::<Vec<_>>();
-        peer.transact(&server, txn, &[], &edus).await.0
-    };
+    let tell = async |peer, txn, count| tell_devices(&server, &alice, peer, txn, count).await;
     // Three acts each: one device, and three parts of 4 KiB.
     assert_eq!(tell(&good, "1", 5).await, StatusCode::OK);
     assert_eq!(tell(&flood, "1", 100).await, StatusCode::TOO_MANY_REQUESTS);
@@ -452,30 +466,15 @@ async fn a_server_that_fills_inboxes_too_fast_waits_and_loses_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stranger_at_the_same_address_keeps_nobody_from_writing_who_shares_a_room() {
-    let net = Net::new(1);
-    let store = Store::open(Engine::Memory(Default::default()), Durability::Fsync).unwrap();
-    let server = TestServer::start(doors(&net), store, |config| {
-        config.limits.rate_limits = true;
-        config.limits.register = Bucket { per_second: 1_000.0, burst: 1_000 };
-        config.limits.inbound_to_device = Bucket { per_second: 0.1, burst: 20 };
-    });
+    let (server, [near, flood]) = with_bounded_inboxes(0.1);
     let alice = server.register("alice").await;
     let room = alice.create(json!({ "preset": "public_chat" })).await;
-    let [near, flood] = [("b.example", "5.0.0.2", 2), ("c.example", "5.0.0.3", 3)]
-        .map(|it| Peer::new(&net, it.0, it.1, it.2));
     let bob = Remote::new(server.server().app(), &room);
     let joins = json!({ "membership": "join" });
     let (id, join) = near.event(&bob, "m.room.member", Some(bob.user.as_str()), joins, &bob.heads());
     let (_, answer) = near.transact(&server, "join", &[join], &[]).await;
     assert_eq!(answer["pdus"][id.as_str()], json!({}));
-    let to_all = json!({ &alice.user_id: { "*": { "b": "x".repeat(9_000) } } });
-    let tell = async |peer: &Peer, txn: &str, count: usize| {
-        let sender = format!("@m:{}", peer.own.server());
-        let edus = (0..count).map(|number| message(&format!("{number}"), &sender, to_all.clone()));
-        let edus =
-            edus.map(|(kind, content)| json!({ "edu_type": kind, "content": content })).collect::<Vec<_>>();
-        peer.transact(&server, txn, &[], &edus).await.0
-    };
+    let tell = async |peer, txn, count| tell_devices(&server, &alice, peer, txn, count).await;
     assert_eq!(tell(&flood, "1", 100).await, StatusCode::TOO_MANY_REQUESTS);
     assert_eq!(tell(&near, "1", 5).await, StatusCode::OK);
     assert_eq!(tell(&near, "2", 100).await, StatusCode::TOO_MANY_REQUESTS, "its own part is bounded, too");

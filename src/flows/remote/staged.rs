@@ -55,9 +55,9 @@ const AGAIN_MAX: Duration = Duration::from_secs(600);
 /// A worker that is hurried pauses for at least this long, and for this many times as long as it worked.
 const PAUSE: Duration = Duration::from_secs(1);
 const PAUSES: u32 = 10;
-/// A worker goes through the events of its line at most this often without a pause,
+/// A worker goes through the events of its line at most this often without a pause.
 const PASSES_MAX: usize = 20;
-/// and begins no further page of them after this time, however its server lets it wait.
+/// A worker begins no further page of its events after this time, so that a server which lets it wait does not keep it at work.
 const WORKS_MAX: Duration = Duration::from_secs(60);
 
 /// The events that wait, as they are counted in memory. Clones of this share them.
