@@ -17,7 +17,7 @@ use crate::{
         room::{
             delayed, expire,
             ingest::{reunite, sticky, sweep},
-            membership as here, names, presence,
+            membership as here, names, presence, upgrade,
         },
     },
     ids::{EventNum, RoomNum, UserNum},
@@ -63,6 +63,7 @@ async fn carry_out_of_kind(app: &App, timer: &Timer) -> Result<()> {
         }
         Job::LeaveAgain { user, left } => leave_again(app, user, left, timer).await,
         Job::ForgetEnded { room, user, number } => forget_ended(app, room, (user, number), timer).await,
+        Job::AbandonRoom { user, room } => abandon_room(app, user, room, timer.clone()).await,
         Job::SweepDevices { user } => {
             log_out::sweep(app, user).await?;
             cancel(app, timer)
@@ -117,6 +118,21 @@ async fn leave_again(app: &App, user: UserNum, left: Left, timer: &Timer) -> Res
         Some(next) => come_back(app, timer, &Job::LeaveAgain { user, left }, next.due_ms),
         None => cancel(app, timer),
     }
+}
+
+/// Has a user leave a room that was to replace another one. The timer goes first: whoever takes it away decides what becomes of the room.
+async fn abandon_room(app: &App, user: UserNum, room: RoomNum, timer: Timer) -> Result<()> {
+    let owned = app.clone();
+    let claim = move || {
+        let mut batch = owned.store.batch(&Guard::own_tables());
+        let is_ours = timer::fire(&mut batch, &timer)?;
+        unless_fired(owned.store.enqueue(batch))?;
+        Ok(is_ours)
+    };
+    if app.env.blocking(claim).await? {
+        upgrade::abandon(app, user, room).await?;
+    }
+    Ok(())
 }
 
 /// Reunites the branches of a room that stand apart, as after a restart nobody else does. As long as some still do, it looks again

@@ -301,7 +301,7 @@ async fn knock_elsewhere(
 /// Creates a room, and has the servers of others invite those whom it is made with. The room is there then, whatever becomes of
 /// that.
 pub(crate) async fn create(app: &App, caller: &Caller, request: Request) -> Result<OwnedRoomId> {
-    let Created { num, room_id, invited_elsewhere } = create::create(app, caller, request).await?;
+    let Created { num, room_id, invited_elsewhere, .. } = create::create(app, caller, request).await?;
     if invited_elsewhere.is_empty() {
         return Ok(room_id);
     }

@@ -101,6 +101,13 @@ pub enum Job {
         /// The room, and the joins.
         left: Left,
     },
+    /// Has a user leave a room that was to replace another one, and that nobody named when the work on it ended early.
+    AbandonRoom {
+        /// The user who made the room.
+        user: UserNum,
+        /// The room that was made.
+        room: RoomNum,
+    },
     /// Forgets that others ended an invitation or a knock of a user, which the user was told.
     ForgetEnded {
         /// The room of which the user was told from outside.
@@ -164,7 +171,7 @@ impl Job {
 
     /// Whether this version knows the kind of job that has this number.
     pub fn is_known(kind: u8) -> bool {
-        (1..=16).contains(&kind)
+        (1..=17).contains(&kind)
     }
 
     /// The number of its kind, for ever.
@@ -186,6 +193,7 @@ impl Job {
             Self::MoveNames { .. } => 16,
             Self::LeaveAgain { .. } => Self::LEAVE_AGAIN,
             Self::ForgetEnded { .. } => 15,
+            Self::AbandonRoom { .. } => 17,
         }
     }
 
@@ -208,6 +216,7 @@ impl Job {
             Self::TendSticky { .. } => "tend_sticky",
             Self::LeaveAgain { .. } => "leave_again",
             Self::ForgetEnded { .. } => "forget_ended",
+            Self::AbandonRoom { .. } => "abandon_room",
         }
     }
 
@@ -252,6 +261,9 @@ impl Job {
             Self::ForgetEnded { room, user, .. } => {
                 format!("it stays in the store that user {user} was invited to room {room}")
             }
+            Self::AbandonRoom { user, room } => {
+                format!("user {user} stays in room {room}, which was to replace another one and does not")
+            }
             Self::LeaveAgain { user, left } => {
                 format!("user {user} stays in the room {} if a join comes true that they gave up", left.room)
             }
@@ -272,6 +284,7 @@ impl Job {
             | Self::CarryOver { user, .. }
             | Self::SweepDevices { user }
             | Self::SendDelayed { user }
+            | Self::AbandonRoom { user, .. }
             | Self::LeaveAgain { user, .. } => Owner::User(*user),
             Self::ForgetOriginal { room, .. }
             | Self::ForgetSent { room, .. }
@@ -303,6 +316,7 @@ impl Job {
             | Self::TendSticky { .. }
             | Self::MoveNames { .. }
             | Self::TakeLeftOut { .. }
+            | Self::AbandonRoom { .. }
             | Self::ForgetEnded { .. }
             | Self::LeaveAgain { .. } => false,
         }
@@ -331,6 +345,7 @@ impl Job {
             Self::ForgetOriginal { room, event } => (two(room.0, event.0), Bytes::new()),
             Self::ForgetSent { room, day } => (two(room.0, u64::from(*day)), Bytes::new()),
             Self::MoveNames { from, to } => (two(from.0, to.0), Bytes::new()),
+            Self::AbandonRoom { user, room } => (two(user.0, room.0), Bytes::new()),
             Self::Reunite { room }
             | Self::Sweep { room }
             | Self::CompleteState { room }
@@ -380,6 +395,7 @@ impl Job {
                 user: UserNum(number(8)?),
                 number: EventNum(number(16)?),
             }),
+            17 => Ok(Self::AbandonRoom { user: UserNum(number(0)?), room: RoomNum(number(8)?) }),
             _ => Err(Fault::Corrupt("a job is of an unknown kind")),
         }
     }
@@ -415,6 +431,7 @@ mod tests {
             Job::MoveNames { from: RoomNum(9), to: RoomNum(11) },
             Job::LeaveAgain { user: UserNum(7), left },
             Job::ForgetEnded { room: RoomNum(9), user: UserNum(7), number: EventNum(1) },
+            Job::AbandonRoom { user: UserNum(7), room: RoomNum(9) },
         ];
         let mut kinds = Vec::new();
         for job in jobs {

@@ -39,6 +39,10 @@ pub(crate) struct Scene {
 
 impl Scene {
     pub(crate) async fn new() -> Self {
+        Self::in_room(json!({ "preset": "public_chat", "room_version": "11" })).await
+    }
+
+    async fn in_room(create: Value) -> Self {
         let net = Net::new(1);
         let store = aqueduct::store::Store::open(
             aqueduct::store::Engine::Memory(Default::default()),
@@ -46,7 +50,7 @@ impl Scene {
         );
         let server = TestServer::start(doors(&net), store.unwrap(), |_| {});
         let alice = server.register("alice").await;
-        let room = alice.create(json!({ "preset": "public_chat", "room_version": "11" })).await;
+        let room = alice.create(create).await;
         Remote::new(server.server().app(), &room).join().await;
         let servers = [("b.example", "5.0.0.2"), ("c.example", "5.0.0.3")];
         let there = Elsewhere::new(&net, server.server().app(), &room, &servers);
@@ -305,6 +309,48 @@ async fn what_a_server_leaves_out_of_a_gap_is_asked_for_by_itself() {
     assert_eq!(asked.iter().filter(|line| line.contains("/state_ids/")).count(), 1, "{asked:?}");
     scene.there.untwist();
     assert_holds(&scene.read_all(30).await, &said);
+    scene.server.assert_whole();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_state_event_from_which_a_server_took_the_content_away_is_asked_for_elsewhere() {
+    let levels = json!({ "events": { "m.room.server_acl": 0, "m.room.topic": 0 } });
+    let room =
+        json!({ "preset": "public_chat", "room_version": "11", "power_level_content_override": levels });
+    let mut scene = Scene::in_room(room).await;
+    scene.there.join(CAROL);
+    let list = json!({ "allow": ["*"], "deny": ["evil.example"] });
+    let listed = scene.there.add(CAROL, "m.room.server_acl", Some(""), list.clone());
+    let topic = scene.there.add(CAROL, "m.room.topic", Some(""), json!({ "topic": "lost" }));
+    let gone = topic.clone();
+    scene.there.twist(move |kind, named, (status, mut answer)| {
+        for event in answer["events"].as_array_mut().into_iter().flatten() {
+            if event["state_key"] == "" {
+                event["content"] = json!({});
+            }
+        }
+        for event in answer["pdus"].as_array_mut().into_iter().flatten().filter(|_| named == gone) {
+            event["content"] = json!({});
+        }
+        assert!(kind != "state", "nothing is left out of the gap");
+        (status, answer)
+    });
+    let said = scene.there.say(BOB, "hello");
+    scene.net.take_arrived();
+    let outcome = scene.come_one(&said).await;
+    assert!(accepted(&outcome), "{outcome:?}");
+    assert_eq!(scene.alice.state(&scene.room, "m.room.server_acl", "").await.1, list);
+    let asked = scene.net.take_arrived();
+    let asked_for = |id: &str| asked.iter().filter(|line| line.ends_with(&format!("/event/{id}"))).count();
+    assert_eq!(
+        (asked_for(&listed), asked_for(&topic)),
+        (1, 2),
+        "the sender's server, then others: {asked:?}"
+    );
+    // Nobody has the rest of this one, so that it counts as it came, until it comes whole.
+    assert_eq!(scene.alice.state(&scene.room, "m.room.topic", "").await.1, json!({}));
+    scene.come_one(&topic).await;
+    assert_eq!(scene.alice.state(&scene.room, "m.room.topic", "").await.1, json!({ "topic": "lost" }));
     scene.server.assert_whole();
 }
 

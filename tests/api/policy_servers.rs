@@ -655,6 +655,21 @@ async fn an_upgrade_that_is_refused_leaves_no_room_behind() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_upgrade_whose_client_goes_away_leaves_no_room_behind() {
+    let it = Guarded::new().await;
+    let before = it.alice().ok_get("/joined_rooms").await;
+    // The id of a room of version 12 is known when it is there: the policy server is asked about the tombstone only then.
+    it.silence();
+    let path = it.whole("upgrade");
+    let asked = it.alice().post(&path, json!({ "new_version": "12" }));
+    assert!(tokio::time::timeout(Duration::from_secs(3), asked).await.is_err());
+    assert_ne!(it.alice().ok_get("/joined_rooms").await, before, "the new room is there");
+    it.pass(Duration::from_secs(180)).await;
+    assert_eq!(it.alice().ok_get("/joined_rooms").await, before);
+    it.scene.server.assert_whole();
+}
+
+#[tokio::test(start_paused = true)]
 async fn nobody_is_kept_in_a_room_by_its_policy_server() {
     for says in [
         refusal("Nobody leaves"),

@@ -51,8 +51,6 @@ pub(super) struct Planner {
     names: usize,
     /// Who was told of events of ours in rooms of which only a part of the state is known.
     told_in_part: BTreeMap<RoomNum, ToldInPart>,
-    /// To whom the devices of users of ours were announced when these came into such rooms.
-    announced_in_part: BTreeMap<(RoomNum, UserNum), List>,
 }
 
 /// The servers that were told of each event of ours in a room, from one on.
@@ -71,14 +69,7 @@ struct Listed {
 impl Planner {
     /// Works for the server of this name, which talks with those servers that the client may talk with.
     pub(super) fn new(us: OwnedServerName, client: Client) -> Self {
-        Self {
-            us,
-            client,
-            lists: BTreeMap::new(),
-            names: 0,
-            told_in_part: BTreeMap::new(),
-            announced_in_part: BTreeMap::new(),
-        }
+        Self { us, client, lists: BTreeMap::new(), names: 0, told_in_part: BTreeMap::new() }
     }
 
     /// Whether an event is ours to tell to other servers: one of our users sent it, or we let its sender in.
@@ -182,49 +173,26 @@ impl Planner {
         Ok(servers)
     }
 
-    /// Lists the servers of a room that share no other room with a user of ours, so that they were told nothing of the user's devices so
-    /// far. A room of which only a part of the state is known counts for nothing there. In such a room the servers are those of which
-    /// that is known.
-    pub(super) fn new_to(&mut self, read: &Snapshot, user: UserNum, room: RoomNum) -> Result<List, Fault> {
-        let mut known = BTreeSet::new();
-        for other in members::list_joined_rooms(read, user)? {
-            if other != room && find_via(read, other)?.is_none() {
-                known.extend(self.of_room(read, other)?.iter().cloned());
-            }
-        }
-        let tip = state::tip(read, room)?;
-        let mut here = self.in_state(read, room, tip)?;
-        if let Some(via) = find_via(read, room)? {
-            here = list_proven(read, room, &via, &here, 0)?;
-        }
-        Ok(here.iter().filter(|server| !known.contains(*server)).cloned().collect())
-    }
-
-    /// Lists the servers to which the devices of a user are announced who comes into a room now: those that are new to the user.
+    /// Lists the servers to which the devices of a user are announced who is in a room: those of the room that share no other room with the
+    /// user, so that they were told nothing of the devices so far. Of a room of which only a part of the state is known that is nobody yet,
+    /// and it counts for nothing where another room is asked about.
     pub(super) fn announce_to(
         &mut self,
         read: &Snapshot,
         user: UserNum,
         room: RoomNum,
     ) -> Result<List, Fault> {
-        let servers = self.new_to(read, user, room)?;
-        if find_via(read, room)?.is_some() && self.announced_in_part.len() < PARTIAL_ROOMS_MAX {
-            self.announced_in_part.insert((room, user), List::clone(&servers));
+        if find_via(read, room)?.is_some() {
+            return Ok(List::default());
         }
-        Ok(servers)
-    }
-
-    /// Lists the servers of a room, whose state is whole by now, that are new to a user and to which the user's devices were not announced
-    /// when the user came.
-    pub(super) fn announce_late_to(
-        &mut self,
-        read: &Snapshot,
-        user: UserNum,
-        room: RoomNum,
-    ) -> Result<List, Fault> {
-        let announced = self.announced_in_part.remove(&(room, user)).unwrap_or_default();
-        let servers = self.new_to(read, user, room)?;
-        Ok(servers.iter().filter(|server| !announced.contains(server)).cloned().collect())
+        let mut known = BTreeSet::new();
+        for other in members::list_joined_rooms(read, user)? {
+            if other != room && find_via(read, other)?.is_none() {
+                known.extend(self.of_room(read, other)?.iter().cloned());
+            }
+        }
+        let here = self.of_room(read, room)?;
+        Ok(here.iter().filter(|server| !known.contains(*server)).cloned().collect())
     }
 
     fn in_state(&mut self, read: &Snapshot, room: RoomNum, at: StateRef) -> Result<List, Fault> {
@@ -292,22 +260,17 @@ fn bounded(read: &Snapshot, room: RoomNum, via: &str, servers: &List) -> Result<
     if servers.len() <= UNPROVEN_MAX {
         return Ok(List::clone(servers));
     }
-    list_proven(read, room, via, servers, UNPROVEN_MAX)
+    list_proven(read, room, via, servers)
 }
 
-/// Lists those of some servers of which a member is known in a room, and the one that says which servers are; and at most so many others.
-fn list_proven(
-    read: &Snapshot,
-    room: RoomNum,
-    via: &str,
-    servers: &List,
-    unproven_max: usize,
-) -> Result<List, Fault> {
+/// Lists those of some servers of which a member is known in a room, and the one that says which servers are; and at most
+/// `UNPROVEN_MAX` others.
+fn list_proven(read: &Snapshot, room: RoomNum, via: &str, servers: &List) -> Result<List, Fault> {
     let (mut told, mut unproven) = (Vec::new(), 0);
     for server in servers.iter() {
         if *server != *via && !members::has_known_members(read, room, server.as_str())? {
             unproven += 1;
-            if unproven > unproven_max {
+            if unproven > UNPROVEN_MAX {
                 continue;
             }
         }

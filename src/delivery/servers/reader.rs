@@ -2,9 +2,9 @@
 //! lost by a crash: before it everything was taken, or is marked as missed.
 //!
 //! The devices of a user of ours who joins a room are announced to servers that are new to the user. Of a room that was joined without its
-//! members, one server names the others, however many it likes: then they are announced at once to that one and to those of which a member
-//! is known, and to the others when the room's state is whole and shows who is in the room. Servers whose users turn out to be in it are told at once, then, of changes of devices that they may have missed, and of
-//! our events there if they were not told of them.
+//! members, one server names the others, however many it likes, so that this waits until the room's state is whole and shows who is in the
+//! room. Servers whose users turn out to be in it are told at once, then, of changes of devices that they may have missed, and of our events
+//! there if they were not told of them.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -41,8 +41,8 @@ const PAGE_MAX: usize = 128;
 const NOTED_EVERY: Duration = Duration::from_secs(1);
 /// After a failure the log is read again after this time.
 const FAILED_AGAIN_AFTER: Duration = Duration::from_secs(2);
-/// Devices are announced this long after the state of a room became whole to those who were not told of them before. It is no hurry,
-/// because whoever wants to know asks, and users who have left by then are announced to nobody.
+/// Devices are announced this long after the state of a room became whole. It is no hurry, because whoever wants to know asks, and users
+/// who have left by then are announced to nobody.
 const ANNOUNCED_AFTER: Duration = Duration::from_secs(10);
 /// Servers that turn out to be in a room are told at most this many events of ours that they missed: the newest, from which they find
 /// the others.
@@ -355,7 +355,7 @@ fn announce(shared: &Shared) -> Result<()> {
         for user in members::joined_local_users(&*snapshot, room)? {
             let user = user?;
             if !has_changed_since_join(&snapshot, user, room)? {
-                news.push((user, shared.planner.lock().announce_late_to(&snapshot, user, room)?));
+                news.push((user, shared.planner.lock().announce_to(&snapshot, user, room)?));
             }
         }
         for (user, servers) in news {

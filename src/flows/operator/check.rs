@@ -60,7 +60,7 @@ fn job(read: &Snapshot, job: &Job, doubts: &mut Doubts) -> Result<(), Fault> {
         Job::TellRooms { user } | Job::SweepDevices { user } | Job::SendDelayed { user } => {
             (Some(*user), None)
         }
-        Job::CarryOver { user, room, .. } => (Some(*user), Some(*room)),
+        Job::CarryOver { user, room, .. } | Job::AbandonRoom { user, room } => (Some(*user), Some(*room)),
         Job::MoveNames { to, .. } => (None, Some(*to)),
         Job::ForgetOriginal { room, .. }
         | Job::ForgetSent { room, .. }

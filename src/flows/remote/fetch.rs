@@ -3,12 +3,14 @@
 //! Whatever comes is somebody's word: its form, hash and signatures are checked here, and events that we have already, or that
 //! are of another room, are left out. All who fetch share bounds: a number of requests, a number of events, and a time.
 
+mod unbelieved;
+mod whole;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
 
-use bytes::Bytes;
 use federation::{
     call::{Failure, Lane, Options},
     json::Counted,
@@ -25,6 +27,7 @@ use ruma::{
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use self::unbelieved::Unbelieved;
 use super::verify::{self, Ask, Verified};
 use crate::{
     env::payer::{self, Payers},
@@ -36,11 +39,7 @@ use crate::{
     ids::RoomNum,
     rooms::{
         self,
-        change::{
-            Outcome, Received, Signed, completes,
-            left_out::{LEFT_OUT_BYTES_MAX, LEFT_OUT_MAX},
-            list_ids_elsewhere, order_by_auth,
-        },
+        change::{Outcome, Received, Signed, completes, list_ids_elsewhere, order_by_auth},
         event, members,
     },
     schema::{
@@ -64,8 +63,6 @@ const AT_ONCE: usize = 5;
 const ANSWER_EVENTS_MAX: usize = 1_000;
 /// Events that are missing are fetched with those that allow them up to this many levels.
 const AUTH_LEVELS_MAX: usize = 20;
-/// Remember the ids of at most this many events that could not be believed.
-const UNBELIEVED_MAX: usize = 20_000;
 /// Look at most at this many events of other rooms that come.
 const ELSEWHERE_MAX: usize = 20;
 /// The form and the hash of at most this many events are checked in one call of the pool.
@@ -119,45 +116,8 @@ pub(crate) struct Fetch<'a> {
     pub(super) unbelieved: Unbelieved,
     /// The ids of events that came and are of other rooms, for each event several of which one is its own.
     elsewhere: Vec<BTreeSet<OwnedEventId>>,
-}
-
-/// Events that servers gave, and that could not be believed.
-#[derive(Default)]
-pub(super) struct Unbelieved {
-    /// Those that may be believed later, because the keys of a server could not be had, or an event that allows them.
-    later: BTreeMap<OwnedEventId, Bytes>,
-    later_bytes: usize,
-    /// The ids of all of them.
-    ids: BTreeSet<OwnedEventId>,
-}
-
-impl Unbelieved {
-    fn note(&mut self, id: OwnedEventId) {
-        if self.ids.len() < UNBELIEVED_MAX {
-            self.ids.insert(id);
-        }
-    }
-
-    /// Notes an event that may be believed later, as canonical JSON.
-    pub(super) fn note_later(&mut self, id: OwnedEventId, json: &Bytes) {
-        let fits = self.later.len() < LEFT_OUT_MAX && self.later_bytes + json.len() <= LEFT_OUT_BYTES_MAX;
-        if fits && !self.later.contains_key(&id) {
-            self.later_bytes += json.len();
-            // The bytes of the answer go when it was read, so that these are copied.
-            self.later.insert(id.clone(), Bytes::copy_from_slice(json));
-        }
-        self.note(id);
-    }
-
-    /// Whether somebody gave an event, which nobody can believe for now.
-    pub(super) fn contains(&self, id: &EventId) -> bool {
-        self.ids.contains(id)
-    }
-
-    /// Lists the events that may be believed later, as canonical JSON.
-    pub(super) fn list_later(&self) -> Vec<(OwnedEventId, Bytes)> {
-        self.later.iter().map(|(id, json)| (id.clone(), json.clone())).collect()
-    }
+    /// How many events of which only the redacted form came were asked for elsewhere.
+    asked_whole: usize,
 }
 
 /// Lists servers that have somebody in a room, at most [`SERVERS_LOOKED_AT`] of either kind: those of which members are known, and
@@ -222,7 +182,7 @@ impl<'a> Fetch<'a> {
         servers.truncate(SERVERS_MAX);
         let payers = payer::current();
         let (unbelieved, elsewhere) = (Unbelieved::default(), Vec::new());
-        Ok(Self { app, num, row, servers, budget, payers, unbelieved, elsewhere })
+        Ok(Self { app, num, row, servers, budget, payers, unbelieved, elsewhere, asked_whole: 0 })
     }
 
     fn options(left: Duration) -> Options {
@@ -399,7 +359,9 @@ impl<'a> Fetch<'a> {
     /// Checks events as they came, however many the caller asked for. Events that have their place here are left out; those of which
     /// only the redacted form is here are completed.
     pub(crate) async fn check(&mut self, raw: Vec<Box<RawValue>>) -> Result<Vec<Received>> {
-        self.check_by(raw, Ask::Servers).await
+        let mut received = self.check_by(raw, Ask::Servers).await?;
+        self.bring_contents(&mut received).await?;
+        Ok(received)
     }
 
     /// Like [`Self::check`], by keys that are asked for or only by those that are known.

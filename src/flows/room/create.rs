@@ -15,6 +15,7 @@ use crate::{
     flows::{
         App,
         commit::{self, ServerLock},
+        jobs,
         limits::{Limit, Source},
     },
     ids::RoomNum,
@@ -27,7 +28,8 @@ use crate::{
         policy::{self, Author},
         turns::Seat,
     },
-    store::NotAccepted,
+    schema::jobs::Job,
+    store::{NotAccepted, timer::Timer},
 };
 
 /// A room that was created.
@@ -36,6 +38,8 @@ pub(crate) struct Created {
     pub(crate) room_id: OwnedRoomId,
     /// The users of other servers who are to be invited, with the contents of their member events.
     pub(crate) invited_elsewhere: Vec<(OwnedUserId, CanonicalJsonObject)>,
+    /// The job by which the maker leaves a room that replaces another one; the batch that names the room there cancels it.
+    pub(crate) abandoned: Option<Timer>,
 }
 
 /// Creates a room. Each membership that it begins with counts against the creator's limit. Errors: 400
@@ -69,13 +73,14 @@ enum Kind {
 async fn make(app: &App, caller: &Caller, request: Request, kind: Kind) -> Result<Created> {
     let num = app.rooms.next_num(&app.store.view())?;
     let (owned, author) = (app.clone(), Author::from(caller));
+    let replaces = matches!(kind, Kind::Replacement { .. });
     let plan = move || {
         let server = owned.rooms.signer().server();
         let source = Source::User(author.user);
         let default_version = &owned.config.rooms.default_version;
-        let (encrypt_new, state_max, id, replaces) = match kind {
-            Kind::New => (owned.config.rooms.encrypt_new, INITIAL_STATE_MAX, None, false),
-            Kind::Replacement { id, state_max } => (EncryptNew::Off, state_max, id, true),
+        let (encrypt_new, state_max, id) = match kind {
+            Kind::New => (owned.config.rooms.encrypt_new, INITIAL_STATE_MAX, None),
+            Kind::Replacement { id, state_max } => (EncryptNew::Off, state_max, id),
         };
         let given = Given { server, default_version, encrypt_new, state_max, id };
         let plan = Plan::of(&owned.env, given, author, request)?;
@@ -92,6 +97,7 @@ async fn make(app: &App, caller: &Caller, request: Request, kind: Kind) -> Resul
         Ok(plan)
     };
     let plan = Arc::new(app.env.blocking(plan).await?);
+    let abandoned = replaces.then_some(Job::AbandonRoom { user: caller.user, room: num });
     let (owned, beginning, made) = (app.clone(), Arc::clone(&plan), Arc::clone(&plan));
     let begin = move |app: &App, seat| begin(app, &beginning, seat, num);
     let work = move |change: &mut Change, server: &mut ServerLock<'_>| {
@@ -101,14 +107,16 @@ async fn make(app: &App, caller: &Caller, request: Request, kind: Kind) -> Resul
             server.take(change);
             name_and_list(&plan, change)?;
         }
-        Ok(change.row.id.clone())
+        let abandoned = abandoned.as_ref().map(|job| jobs::promise(&owned, &mut change.batch, job));
+        Ok((change.row.id.clone(), abandoned))
     };
     let created = commit::in_turn(app, num, begin, work, or_in_use).await;
     if created.is_err() {
         commit::clear_unfinished_in(app, num).await;
     }
     let invited_elsewhere = made.list_invited_elsewhere(&*app.store.snapshot())?;
-    Ok(Created { num, room_id: created?, invited_elsewhere })
+    let (room_id, abandoned) = created?;
+    Ok(Created { num, room_id, invited_elsewhere, abandoned })
 }
 
 fn or_in_use(why: NotAccepted) -> Error {

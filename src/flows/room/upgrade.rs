@@ -1,7 +1,8 @@
 //! Replaces a room by a new one of another version (client-server API, "Room Upgrades").
 //!
 //! The new room is made first. Then one change to the old room sets its tombstone and moves what names it: so the room is never
-//! replaced by one that is not there. Should the process end in between, a room is left over that nobody names.
+//! replaced by one that is not there. Should the work end in between, because the client goes away or the process ends, then a job that the
+//! new room was made with has its maker leave it.
 //!
 //! The new room names the event that ends the old one. So the tombstone is built before everything else and held until the new room is
 //! there, except where the new room's id is not known before it is made, and the tombstone alone links the two (room version 12).
@@ -35,7 +36,7 @@ use crate::{
             },
         },
     },
-    ids::RoomNum,
+    ids::{RoomNum, UserNum},
     rooms::{
         self, aliases,
         build::Draft,
@@ -50,7 +51,7 @@ use crate::{
         AVATAR, CANONICAL_ALIAS, CREATE, ENCRYPTION, GUEST_ACCESS, HISTORY_VISIBILITY, JOIN_RULES, NAME,
         POWER_LEVELS, SERVER_ACL, TOMBSTONE, TOPIC,
     },
-    store::timer::Timer,
+    store::timer::{self, Timer},
 };
 
 /// The state that goes over to the new room, beside the power levels, and its content where the old room has none of it and
@@ -127,8 +128,9 @@ pub(crate) async fn upgrade(
     let read = move || read_request(&owned, &by, num, version, &additional_creators, ended_by);
     let request = app.env.blocking(read).await?;
     let (id, tombstone) = end.map(|end| (end.replaced_by, end.event)).unzip();
-    let new = create::replacement(app, caller, request, (id, STATE_MAX)).await?.room_id;
-    match replace(app, caller, num, &new, (wanted, tombstone)).await {
+    let made = create::replacement(app, caller, request, (id, STATE_MAX)).await?;
+    let new = made.room_id;
+    match replace(app, caller, num, &new, (wanted, tombstone, made.abandoned)).await {
         Ok(Replaced::Now { promised, canonical }) => {
             for promised in promised {
                 if let Err(error) = jobs::keep(app, promised).await {
@@ -141,11 +143,11 @@ pub(crate) async fn upgrade(
             Ok(new)
         }
         Ok(Replaced::Before(first)) => {
-            abandon(app, caller, &new).await?;
+            abandon(app, caller.user, made.num).await?;
             Ok(first)
         }
         Err(why) => {
-            abandon(app, caller, &new).await?;
+            abandon(app, caller.user, made.num).await?;
             Err(why)
         }
     }
@@ -164,13 +166,23 @@ fn find_first(app: &App, author: &Author, num: RoomNum, wanted: &Wanted) -> Resu
     before::find(&*snapshot, &row.id, author, wanted, (&sender, tombstone.row.content()))
 }
 
-/// Has the caller leave a room that replaces none, because it is of use to nobody.
-async fn abandon(app: &App, caller: &Caller, new: &RoomId) -> Result<()> {
-    let made = commit::require_num(app, new)?;
-    if let Err(error) = membership::leave(app, caller, made, None).await {
-        tracing::info!(room = %made, %error, "a room that replaces none is left in vain");
+/// Has a user leave a room that they made and that replaces none, because it is of use to nobody; but not where somebody else is in it.
+pub(crate) async fn abandon(app: &App, user: UserNum, made: RoomNum) -> Result<()> {
+    let snapshot = app.store.snapshot();
+    let is_alone = members::is_joined(&*snapshot, user, made)?
+        && rooms::find_row(&*snapshot, made)?.is_some_and(|row| row.joined == 1);
+    if !is_alone {
+        return Ok(());
     }
-    Ok(())
+    let author = Author::of(&*snapshot, user)?;
+    drop(snapshot);
+    match membership::leave_as(app, author, made, None).await {
+        Err(Error::Refused(why)) => {
+            tracing::info!(room = %made, why = %why.message, "a room that replaces none is left in vain");
+            Ok(())
+        }
+        left => left,
+    }
 }
 
 /// Calls the new room by those of the old one's canonical aliases that name it by now.
@@ -393,7 +405,7 @@ async fn replace(
     caller: &Caller,
     num: RoomNum,
     new: &RoomId,
-    (wanted, built): (Wanted, Option<Countersigned>),
+    (wanted, built, abandoned): (Wanted, Option<Countersigned>, Option<Timer>),
 ) -> Result<Replaced> {
     let (owned, author, new) = (app.clone(), Author::from(caller), new.to_owned());
     presence::note_active(app, caller);
@@ -417,6 +429,12 @@ async fn replace(
             Ok(())
         };
         add(change, TOMBSTONE, tombstone(&new)?)?;
+        // The job that abandons the new room may have been quicker, where a policy server was waited for.
+        if let Some(timer) = &abandoned
+            && !timer::fire(&mut change.batch, timer)?
+        {
+            return Err(Error::Busy { retry_after: AGAIN });
+        }
         let settings = carry_over::promise_to_author(&owned, change, author.user)?;
         let canonical = change.state(CANONICAL_ALIAS, "")?;
         let canonical: Option<CanonicalJsonObject> =
