@@ -341,6 +341,8 @@ async fn join_by(app: &App, asked: &Arc<Asked>, server: &ServerName, template: &
     let (promised, completes, held) = base::join(app, base, events, event, after).await?;
     drop(held);
     jobs::begin(app, completes);
+    // What was answered as taken is stored before anything is waited for, because until then it ends with this run of the server.
+    take_rest(app, asked, num).await;
     // The join counts, whatever becomes of what follows from it.
     let kept = jobs::keep(app, promised).await;
     drop(place);

@@ -170,7 +170,8 @@ struct Waiting {
 /// The events of a room that wait.
 #[derive(Debug, Default)]
 struct OfRoom {
-    ids: BTreeMap<OwnedEventId, u64>,
+    /// Each by its name and its sender: the name says nothing of the signatures, so that another server's copy may be a forged one.
+    copies: BTreeSet<(OwnedEventId, OwnedServerName)>,
     size: Bounds,
     /// The size of those whose servers have nobody in the room.
     strangers: Bounds,
@@ -189,7 +190,7 @@ struct Line {
 pub(super) enum Added {
     /// It is to be written as this row, under this number.
     New(u64, InboundEventRow),
-    /// It waits here already.
+    /// It waits here already, as the same server sent it before.
     IsHere,
     /// There is no room for it.
     NoRoom,
@@ -220,9 +221,11 @@ impl Queues {
         received_ms: u64,
         gave_way: Option<&mut GaveWay>,
     ) -> Added {
-        if self.rooms.get(&room).is_some_and(|of_room| of_room.ids.contains_key(&id)) {
+        let copy = (id, sender.origin.clone());
+        if self.rooms.get(&room).is_some_and(|of_room| of_room.copies.contains(&copy)) {
             return Added::IsHere;
         }
+        let (id, _) = copy;
         let bytes = json.len();
         if !self.make_room(room, sender, bytes, gave_way) {
             return Added::NoRoom;
@@ -347,7 +350,7 @@ impl Queues {
         if sender.is_stranger {
             of_room.strangers.add(bytes);
         }
-        of_room.ids.insert(waiting.id.clone(), number);
+        of_room.copies.insert((waiting.id.clone(), sender.origin.clone()));
         of_room.lines.entry(sender.source.clone()).or_default().held.add(number, bytes);
         self.waiting.insert(number, waiting);
     }
@@ -375,7 +378,7 @@ impl Queues {
             if sender.is_stranger {
                 of_room.strangers.take(bytes);
             }
-            of_room.ids.remove(&id);
+            of_room.copies.remove(&(id, sender.origin.clone()));
             if let Some(line) = of_room.lines.get_mut(&sender.source) {
                 line.held.take(number, bytes);
             }
@@ -492,6 +495,25 @@ mod tests {
             Added::IsHere => panic!("the id is new"),
             Added::NoRoom => false,
         }
+    }
+
+    #[test]
+    fn a_copy_of_another_server_takes_the_place_of_no_event() {
+        let mut queues = Queues::default();
+        let id: OwnedEventId = format!("${:0>43}", 1).try_into().unwrap();
+        let mut add = |origin: &str| {
+            let coming = (id.clone(), Bytes::from_static(b"{}"));
+            queues.add(ROOM, &sender(origin, 1), coming, 0, None)
+        };
+        let Added::New(forged, _) = add("evil.example") else { panic!("it is new") };
+        assert!(matches!(add("evil.example"), Added::IsHere));
+        assert!(matches!(add("home.example"), Added::New(..)), "it may be signed otherwise");
+        assert!(matches!(add("home.example"), Added::IsHere));
+        queues.remove(forged);
+        assert!(matches!(
+            queues.add(ROOM, &sender("evil.example", 1), (id, Bytes::new()), 0, None),
+            Added::New(..)
+        ));
     }
 
     #[test]
