@@ -9,9 +9,10 @@
 //! smaller any more, so that it may overdraw the budget, and newcomers wait until it was read. A payer who holds more than its
 //! share is refused before its next answer is made, also if the request was admitted earlier. While an answer is being made, it
 //! counts as one of an expected size: so a payer has at most its share in answers, whether they are unread or being made. One that becomes
-//! larger counts as it grows; beyond the share, or where the budget is used up, only a few are made at a time, one for each payer.
+//! larger counts as it grows; beyond the share, or where the budget is used up, only a few are made at a time, one for each payer. Nobody can wait
+//! for that in the middle of an answer. So whoever is refused has a place in a line for when they ask again, before those who had their turn.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -36,6 +37,11 @@ const SMALL_BYTES_MAX: usize = 64 << 10;
 
 /// At most this many answers at once grow beyond what there is room for. Each of them may be as large as the state of a room.
 const LARGE_AT_ONCE: usize = 2;
+
+/// Those whose large answers are refused have a place in the line for this long, which a client that asks again when it is told to comes back in.
+const PLACE_KEPT: Duration = Duration::from_secs(4);
+/// At most this many have such a place.
+const PLACES_MAX: usize = 64;
 
 /// A line in which those wait who want bytes. Each line has its own bounds, so that none waits for another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,6 +119,8 @@ struct Holdings {
     strangers: usize,
     /// The payers of answers that are being made though there is no room for them.
     large: Vec<Payers>,
+    /// Those to whom such an answer was refused, in the order in which they came, with the uptime at which each asked last.
+    refused: VecDeque<(Payers, Duration)>,
 }
 
 impl Holdings {
@@ -123,6 +131,28 @@ impl Holdings {
         let before = self.counted.held_within_share(narrowest);
         self.counted.take(Payers::one(narrowest), bytes);
         self.bytes += self.counted.held_within_share(narrowest).saturating_sub(before);
+    }
+
+    /// Has the payers make an answer though there is no room for it, if it is their turn.
+    fn begin_large(&mut self, payers: Payers, now: Duration) -> bool {
+        if self.large.iter().any(|other| other.overlap(payers)) {
+            return false;
+        }
+        self.refused.retain(|(_, asked)| now.saturating_sub(*asked) <= PLACE_KEPT);
+        let own = self.refused.iter().position(|(other, _)| other.overlap(payers));
+        let ahead = self.refused.iter().take(own.unwrap_or(usize::MAX));
+        let ahead = ahead.filter(|(other, _)| !self.large.iter().any(|large| large.overlap(*other))).count();
+        let is_free = self.large.len() + ahead < LARGE_AT_ONCE;
+        match own {
+            Some(_) if is_free => self.refused.retain(|(other, _)| !other.overlap(payers)),
+            Some(own) => self.refused.get_mut(own).into_iter().for_each(|(_, asked)| *asked = now),
+            None if !is_free && self.refused.len() < PLACES_MAX => self.refused.push_back((payers, now)),
+            None => {}
+        }
+        if is_free {
+            self.large.push(payers);
+        }
+        is_free
     }
 
     /// Gives back what `take` has counted for the same payers.
@@ -151,7 +181,8 @@ impl Budget {
     pub(crate) fn new(env: Env, metrics: Metrics, bytes_max: usize) -> Self {
         let shares = || Shares::new(bytes_max);
         let (held, counted, large) = (shares(), shares(), Vec::with_capacity(LARGE_AT_ONCE));
-        let holdings = Mutex::new(Holdings { bytes: 0, held, counted, strangers: 0, large });
+        let refused = VecDeque::new();
+        let holdings = Mutex::new(Holdings { bytes: 0, held, counted, strangers: 0, large, refused });
         let (freed, lines) = (Notify::new(), Default::default());
         Self(Arc::new(Inner { env, metrics, bytes_max, holdings, freed, lines }))
     }
@@ -219,12 +250,10 @@ impl Budget {
         let has_room = holdings.held.find_without_room(payers, bytes).is_none()
             && holdings.bytes.saturating_add(bytes) <= self.0.bytes_max;
         if !has_room && large.is_none() {
-            let is_other = holdings.large.iter().any(|other| other.overlap(payers));
-            if is_other || holdings.large.len() >= LARGE_AT_ONCE {
+            if !holdings.begin_large(payers, self.0.env.uptime()) {
                 tracing::debug!(bytes, reason = "other answers as large are being made", "refused");
                 return Err(Error::Busy { retry_after: RETRY_AFTER });
             }
-            holdings.large.push(payers);
             *large = Some(Large { budget: self.clone(), payers });
         }
         let mut more = self.hold(payers, bytes, false, &mut holdings);
@@ -390,6 +419,40 @@ mod tests {
                 budget.admit(alice([192, 0, 2, 2])).await.unwrap();
             }
         }
+    }
+
+    /// Tries to make an answer that is larger than the budget.
+    fn make_large(budget: &Budget, last: u8) -> Option<(Held, Large)> {
+        let (mut held, mut large) = (budget.charge(address(last), 0), None);
+        budget.grow_answer(&mut held, &mut large, 1_000).ok()?;
+        Some((held, large.unwrap()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_who_ask_for_large_answers_without_end_keep_nobody_else_from_one() {
+        let (_env, budget) = budget(100);
+        let (mut first, mut second) = (make_large(&budget, 1), make_large(&budget, 2));
+        assert!(first.is_some() && second.is_some());
+        assert!(make_large(&budget, 3).is_none(), "two are made");
+        for _ in 0..2 {
+            // They ask again as soon as they have had their answers, and the third does a second later.
+            (first, second) = (None, second);
+            first = first.or_else(|| make_large(&budget, 1));
+            assert!(first.is_none(), "the place is that of the third");
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        let third = make_large(&budget, 3);
+        assert!(third.is_some());
+        assert!(make_large(&budget, 1).is_none() && make_large(&budget, 4).is_none());
+        drop((second, third));
+        assert!(make_large(&budget, 4).is_some(), "one of the two places is that of the first");
+        assert!(make_large(&budget, 5).is_some(), "the other one is free");
+        // Whoever does not come back loses the place.
+        tokio::time::advance(PLACE_KEPT + Duration::from_secs(1)).await;
+        let both = [make_large(&budget, 6), make_large(&budget, 7)];
+        assert!(both.iter().all(Option::is_some));
+        drop(both);
+        assert_nothing_is_held(&budget);
     }
 
     #[tokio::test(start_paused = true)]

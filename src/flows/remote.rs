@@ -51,6 +51,7 @@ pub(crate) mod template;
 pub(crate) mod third_party;
 pub(crate) mod verify;
 pub(crate) mod whole_state;
+mod withdrawn;
 
 use std::sync::Arc;
 
@@ -86,6 +87,8 @@ pub struct Remote {
     pub(crate) attempts: attempts::Attempts,
     /// The events of rooms that users of ours are coming into.
     held: held::Held,
+    /// The invitations that servers withdrew again.
+    withdrawn: withdrawn::Withdrawn,
     /// The questions that anybody may have us ask.
     pub(crate) asking: ask::Asking,
     /// The device lists of users of other servers that are to be asked for again.
@@ -133,6 +136,7 @@ impl Remote {
             ring,
             strangers: Arc::default(),
             joining: join::Joining::default(),
+            withdrawn: withdrawn::Withdrawn::default(),
             attempts: attempts::Attempts::default(),
             held: held::Held::default(),
             asking: ask::Asking::default(),

@@ -36,7 +36,8 @@ impl SentMembers {
         members.get(user_id).is_some_and(|(known, upto)| *known == event && *upto <= since)
     }
 
-    /// Remembers that an answer which reaches up to `upto` tells the device of these members.
+    /// Remembers that an answer from `since` on, which reaches up to `upto`, tells the device of these members. Members of answers beyond
+    /// `since` are forgotten: the device did not get those, or is about to be told what they told in this one.
     pub(crate) fn tell<'a>(
         &self,
         key: &Key,
@@ -44,21 +45,23 @@ impl SentMembers {
         since: Position,
         upto: Position,
     ) {
-        let told: Vec<_> = told.into_iter().collect();
-        if told.is_empty() {
-            return;
-        }
-        let members = self.0.get(key).unwrap_or_else(|| {
-            let members = Arc::default();
-            self.0.insert(key.clone(), Arc::clone(&members));
-            members
-        });
+        let mut told = told.into_iter().peekable();
+        let members = match self.0.get(key) {
+            Some(members) => members,
+            None if told.peek().is_none() => return,
+            None => {
+                let members = Arc::default();
+                self.0.insert(key.clone(), Arc::clone(&members));
+                members
+            }
+        };
         let mut members = members.lock();
+        members.retain(|_, (_, at)| *at <= since);
         for (user_id, event) in told {
             if members.len() >= MEMBERS_MAX && !members.contains_key(user_id) {
                 members.clear();
             }
-            if members.get(user_id).is_none_or(|(known, at)| *known != event || *at > since) {
+            if members.get(user_id).is_none_or(|(known, _)| *known != event) {
                 members.insert(user_id.to_owned(), (event, upto));
             }
         }
@@ -88,6 +91,13 @@ mod tests {
         // A member that is told again must stay known.
         sent.tell(&key, [("@a:x", EventNum(1))], at(10), at(20));
         assert!(sent.knows(&key, "@a:x", EventNum(1), at(10)));
+        // The next answer does not arrive, and the one to the repeated request tells of nobody, or of another one.
+        for told in [Vec::new(), vec![("@c:x", EventNum(3))]] {
+            sent.tell(&key, [("@b:x", EventNum(2))], at(20), at(30));
+            sent.tell(&key, told, at(20), at(40));
+            assert!(!sent.knows(&key, "@b:x", EventNum(2), at(40)));
+            assert!(sent.knows(&key, "@a:x", EventNum(1), at(40)));
+        }
         sent.forget(&key);
         assert!(!sent.knows(&key, "@a:x", EventNum(1), at(10)));
     }

@@ -272,6 +272,39 @@ async fn whoever_replaces_a_room_once_more_is_given_the_first_replacement() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_replacement_of_a_moderator_who_was_banned_is_none() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    for ends in [
+        json!({ "ban": &*bob.user_id }),
+        json!({ "demote": &*bob.user_id }),
+        json!({ "ban_there": &*alice.user_id }),
+    ] {
+        let levels = json!({ "users": { &*alice.user_id: 100, &*bob.user_id: 50 }, "events": { "m.room.tombstone": 50 } });
+        let create =
+            json!({ "room_version": "11", "preset": "public_chat", "power_level_content_override": levels });
+        let old = alice.create(create).await;
+        bob.ok_post(&format!("/join/{}", encoded(&old)), json!({})).await;
+        let claims = json!({ "room_version": "11", "preset": "public_chat", "creation_content": { "predecessor": { "room_id": old } } });
+        let theirs = bob.create(claims).await;
+        let content = json!({ "body": "gone", "replacement_room": theirs });
+        bob.ok_put(&format!("/rooms/{}/state/m.room.tombstone", encoded(&old)), content).await;
+        assert_eq!(upgrade(&alice, &old, "11").await, theirs, "Bob may replace the room");
+        if ends["ban"].is_string() {
+            alice.ok_post(&format!("/rooms/{}/ban", encoded(&old)), json!({ "user_id": ends["ban"] })).await;
+        } else if ends["demote"].is_string() {
+            let levels = json!({ "users": { &*alice.user_id: 100 }, "events": { "m.room.tombstone": 50 } });
+            alice.ok_put(&format!("/rooms/{}/state/m.room.power_levels", encoded(&old)), levels).await;
+        } else {
+            bob.ok_post(&format!("/rooms/{}/ban", encoded(&theirs)), json!({ "user_id": ends["ban_there"] }))
+                .await;
+        }
+        assert_ne!(upgrade(&alice, &old, "11").await, theirs, "{ends}");
+    }
+    server.assert_whole();
+}
+
+#[tokio::test(start_paused = true)]
 async fn members_cannot_use_up_the_aliases_of_a_room() {
     let server = TestServer::new();
     let alice = server.register("alice").await;

@@ -119,7 +119,10 @@ pub(super) async fn tell(
     };
     let end = End { told, names: event.event().auth.clone() };
     match outside::end(app, (row.id, row.version), origin, user, end).await {
-        Ok(()) => Ok(None),
+        Ok(()) => {
+            app.remote.withdrawn.note(app.env.now_ms(), user, origin);
+            Ok(None)
+        }
         Err(Error::Remote { cause, .. }) => Ok(Some(cause)),
         Err(error) => Err(error),
     }

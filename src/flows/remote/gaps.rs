@@ -29,7 +29,8 @@ use crate::{
         members,
         turns::{HistoryClaim, Unswept},
     },
-    schema::rooms::Resident,
+    schema::rooms::{Resident, RoomRow},
+    store::{Fault, Read},
 };
 
 /// At most this many states are fetched at once, each in another room and for events of another server, until it is known that they
@@ -319,15 +320,21 @@ async fn wait_for<T>(app: &App, find: impl Fn() -> Option<T>) -> Option<T> {
     }
 }
 
-/// Whether a server has nobody in a room, as far as this server follows it.
+/// Whether a server has nobody in a room, as far as this server follows it. In a room of which not all members are known, one that is said to
+/// be there has somebody.
+pub(super) fn has_nobody_in(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    server: &ServerName,
+) -> Result<bool, Fault> {
+    // A room that was being joined is gone where the join came to nothing.
+    let row = rooms::find_row(read, room)?;
+    let follows = |row: &RoomRow| matches!(row.resident, Resident::Yes | Resident::Partial);
+    Ok(row.as_ref().is_some_and(follows) && !members::is_server_joined(read, room, server.as_str())?)
+}
+
+/// Like [`has_nobody_in`], beside the async threads.
 pub(super) async fn is_stranger(app: &App, room: RoomNum, server: &ServerName) -> Result<bool> {
     let (owned, server) = (app.clone(), server.to_owned());
-    let look = move || {
-        let snapshot = owned.store.snapshot();
-        // A room that was being joined is gone where the join came to nothing.
-        let row = rooms::find_row(&*snapshot, room)?;
-        Ok(row.is_some_and(|row| row.resident == Resident::Yes)
-            && !members::is_server_joined(&*snapshot, room, server.as_str())?)
-    };
-    app.env.blocking(look).await
+    app.env.blocking(move || Ok(has_nobody_in(&*owned.store.snapshot(), room, &server)?)).await
 }

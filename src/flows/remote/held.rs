@@ -12,13 +12,13 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use ruma::{OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, ServerName, UserId};
 
-use crate::{accounts::presence::Presence, ids::UserNum};
+use crate::{accounts::presence::Presence, ids::UserNum, rooms::change::invited::Source};
 
 /// The share of one host in a room that was asked to let the user in. Ten are asked at most.
 const OF_ASKED: Share = Share { events_max: 64, bytes_max: 256 << 10 };
-/// The share of any other host, so that none keeps another's out: what they say is not checked yet.
+/// The share of all other names of one owner, so that none keeps another's out: what they say is not checked yet, and names cost nothing.
 const OF_OTHER: Share = Share { events_max: 8, bytes_max: 64 << 10 };
-/// The share of all those others in a room.
+/// The share of all those others in a room. Whoever has most there gives way to who has less.
 const OF_OTHERS: Share = Share { events_max: 128, bytes_max: 1 << 20 };
 /// The presence of at most this many users is held for a room.
 const PRESENT_MAX: usize = 50;
@@ -37,6 +37,11 @@ struct Share {
 }
 
 impl Share {
+    /// The part of this share that so many events are, as a number by which those who have it are compared.
+    fn weight(self, events: usize, bytes: usize) -> usize {
+        (events * self.bytes_max).max(bytes * self.events_max)
+    }
+
     /// Whether there is room for one event of so many bytes beside these.
     fn has_room_for<'h>(self, bytes: usize, held: impl Iterator<Item = &'h HeldEvent>) -> bool {
         let (count, sum) = held.fold((1, bytes), |(count, sum), held| (count + 1, sum + held.json.len()));
@@ -49,6 +54,8 @@ impl Share {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct HeldEvent {
     pub(super) origin: OwnedServerName,
+    /// The owner of the server's name.
+    source: Source,
     pub(super) json: Bytes,
 }
 
@@ -78,15 +85,45 @@ impl OfRoom {
         self.events.iter().map(|held| held.json.len()).chain(present).sum()
     }
 
-    /// Whether there is a place for an event of so many bytes that this server sent. Servers of one host share, because ports cost nothing.
-    fn has_room_for(&self, origin: &ServerName, bytes: usize) -> bool {
-        let is_asked = |server: &ServerName| is_asked(&self.asked, server);
-        let of_host = self.events.iter().filter(|held| held.origin.host() == origin.host());
-        if is_asked(origin) {
+    /// Whether the share of a server has room for an event of so many bytes. Of servers that were asked those of one host share, because ports
+    /// cost nothing, and of others all names of one owner.
+    fn is_within_share(&self, origin: &ServerName, bytes: usize) -> bool {
+        if is_asked(&self.asked, origin) {
+            let of_host = self.events.iter().filter(|held| held.origin.host() == origin.host());
             return OF_ASKED.has_room_for(bytes, of_host);
         }
-        let of_others = self.events.iter().filter(|held| !is_asked(&held.origin));
-        OF_OTHER.has_room_for(bytes, of_host) && OF_OTHERS.has_room_for(bytes, of_others)
+        OF_OTHER
+            .has_room_for(bytes, self.of_others().filter(|held| held.source == Source::of(origin.as_str())))
+    }
+
+    /// The events of servers that were not asked.
+    fn of_others(&self) -> impl Iterator<Item = &HeldEvent> {
+        self.events.iter().filter(|held| !is_asked(&self.asked, &held.origin))
+    }
+
+    /// Makes room for an event of so many bytes of a server that was not asked: the last of whoever has most gives way, as long as that is
+    /// more than this one has then. Gives the bytes that are free by that; `None` where there is no room.
+    fn make_room(&mut self, origin: &ServerName, bytes: usize) -> Option<usize> {
+        if is_asked(&self.asked, origin) {
+            return Some(0);
+        }
+        let (own, mut freed) = (Source::of(origin.as_str()), 0);
+        while !OF_OTHERS.has_room_for(bytes, self.of_others()) {
+            let mut held_by = BTreeMap::<&Source, (usize, usize)>::from([(&own, (1, bytes))]);
+            for held in self.of_others() {
+                let (events, sum) = held_by.entry(&held.source).or_default();
+                (*events, *sum) = (*events + 1, *sum + held.json.len());
+            }
+            let weight = |(events, sum): (usize, usize)| OF_OTHER.weight(events, sum);
+            let most = held_by.iter().map(|(source, held)| (weight(*held), *source)).max()?.1;
+            if *most == own {
+                return None;
+            }
+            let most = most.clone();
+            let last = self.events.iter().rposition(|held| held.source == most)?;
+            freed += self.events.remove(last).json.len();
+        }
+        Some(freed)
     }
 }
 
@@ -164,15 +201,24 @@ impl Held {
         if of_room.events.iter().any(|held| held.json == *json) {
             return true;
         }
-        let has_room = of_room.has_room_for(origin, json.len());
-        if !has_room || !rooms.is_within_share(room, json.len()) || !rooms.make_room(room, json.len()) {
+        let is_within =
+            of_room.is_within_share(origin, json.len()) && rooms.is_within_share(room, json.len());
+        if !is_within || !rooms.make_room(room, json.len()) {
             return false;
         }
-        let bytes = rooms.bytes.saturating_add(json.len());
+        let Some(freed) = rooms.by_id.get_mut(room).and_then(|of_room| of_room.make_room(origin, json.len()))
+        else {
+            return false;
+        };
+        let bytes = rooms.bytes.saturating_sub(freed).saturating_add(json.len());
         let Some(of_room) = rooms.by_id.get_mut(room) else { return false };
         // The request that brought the event would be kept whole for a part of it.
         let json = Bytes::copy_from_slice(json);
-        of_room.events.push(HeldEvent { origin: origin.to_owned(), json });
+        of_room.events.push(HeldEvent {
+            origin: origin.to_owned(),
+            source: Source::of(origin.as_str()),
+            json,
+        });
         rooms.bytes = bytes;
         true
     }
@@ -320,6 +366,10 @@ mod tests {
         for number in 0..100 {
             count(&ServerName::parse(format!("{number}.example")).unwrap(), 3_000 + 500 * number);
         }
+        assert!(
+            held.hold(room, &ServerName::parse("late.other").unwrap(), &event(9_000_000)),
+            "whoever has most gives way"
+        );
         assert_eq!(holding.take(usize::MAX).len(), OF_ASKED.events_max + OF_OTHERS.events_max);
     }
 

@@ -1,7 +1,7 @@
 //! Invitations between servers (server-server API, "Inviting to a room"): another server invites a user of ours to a room, or one
 //! of ours invites a user of another server.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 use federation::call::Options;
@@ -48,6 +48,8 @@ use crate::{
 const STATE_MAX: usize = 100;
 /// They have at most this many bytes together.
 const STATE_BYTES_MAX: usize = 256 << 10;
+/// A server that withdrew too many invitations of a user may try again after this time.
+const WITHDREW_AGAIN: Duration = Duration::from_secs(60 * 60);
 /// From this room version on, the events that tell which room it is must be whole and signed.
 const WHOLE_STATE_FROM: u8 = 12;
 
@@ -108,11 +110,15 @@ pub(crate) async fn receive(app: &App, origin: &ServerName, coming: Coming) -> R
     let target = judge(app, origin, &coming.event_id, &signed)?;
     let sender = signed.unverified().sender.to_string();
     let user = find_target(app, origin, &coming, (&target, &signed.unverified().sender))?;
+    if app.remote.withdrawn.is_too_much(app.env.now_ms(), user, origin) {
+        tracing::debug!(%user, %origin, "an invitation is refused: its server withdrew too many today");
+        return Err(Error::Busy { retry_after: WITHDREW_AGAIN });
+    }
     let json: Bytes = signed.cosigned(app.rooms.signer())?;
     match verify::verify(app, version, vec![signed]).await?.pop() {
         Some(Verified::Received(_)) => {}
         Some(Verified::Later(_)) => {
-            return Err(Error::Busy { retry_after: std::time::Duration::from_secs(60) });
+            return Err(Error::Busy { retry_after: Duration::from_secs(60) });
         }
         Some(Verified::Forged(why)) => return Err(why.into()),
         None => return Err(Error::broken("an event was not verified")),

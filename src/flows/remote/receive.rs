@@ -441,7 +441,7 @@ pub(super) fn sort_held(
     events: Vec<HeldEvent>,
 ) -> Result<Vec<(OwnedServerName, Signed)>, Fault> {
     let mut sorted = Vec::with_capacity(events.len());
-    for HeldEvent { origin, json } in events {
+    for HeldEvent { origin, json, .. } in events {
         if !acl::admits(&change.batch, change.num, &origin)? {
             continue;
         }

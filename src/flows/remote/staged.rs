@@ -9,7 +9,11 @@
 
 mod queues;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -67,12 +71,16 @@ pub struct Staged(Arc<Mutex<Queues>>);
 impl Staged {
     /// Counts the events that waited when the last run of the server ended.
     pub fn open(read: &(impl Read + ?Sized)) -> Result<Self, Fault> {
-        let mut queues = Queues::default();
+        let (mut queues, mut strangers) = (Queues::default(), BTreeMap::new());
         for row in schema::INBOUND_EVENT.prefix::<()>(read, (), Direction::Up)? {
             let ((room, number), row) = row?;
             let origin = OwnedServerName::try_from(row.origin.as_str())
                 .map_err(|_| Fault::Corrupt("an event that waits comes from no server"))?;
-            queues.count_stored((room, number), row, origin);
+            let is_stranger = match strangers.entry((room, row.origin.clone())) {
+                Entry::Occupied(known) => *known.get(),
+                Entry::Vacant(new) => *new.insert(gaps::has_nobody_in(read, room, &origin)?),
+            };
+            queues.count_stored((room, number), row, (origin, is_stranger));
         }
         Ok(Self(Arc::new(Mutex::new(queues))))
     }

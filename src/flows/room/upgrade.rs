@@ -160,10 +160,11 @@ fn find_first(app: &App, author: &Author, num: RoomNum, wanted: &Wanted) -> Resu
     if !members::is_joined(&*snapshot, author.user, num)? {
         return Err(commit::not_in_room().into());
     }
-    require_may(&Power::read(RoomView { read: &*snapshot, num, row: &row })?, &author.user_id)?;
+    let old = RoomView { read: &*snapshot, num, row: &row };
+    require_may(&Power::read(old)?, &author.user_id)?;
     let Some(tombstone) = rooms::find_state(&*snapshot, num, TOMBSTONE, "")? else { return Ok(None) };
     let sender = tombstone.row.sender();
-    before::find(&*snapshot, &row.id, author, wanted, (&sender, tombstone.row.content()))
+    before::find(old, author, wanted, (&sender, tombstone.row.content()))
 }
 
 /// Has a user leave a room that they made and that replaces none, because it is of use to nobody; but not where somebody else is in it.
@@ -414,7 +415,7 @@ async fn replace(
         require_may(&power, &author.user_id)?;
         if let Some(old) = change.state(TOMBSTONE, "")? {
             let tombstone = (old.parsed.sender.as_str(), old.parsed.content.get());
-            let first = before::find(&change.batch, &change.row.id, &author, &wanted, tombstone)?;
+            let first = before::find(change.view(), &author, &wanted, tombstone)?;
             if let Some(first) = first {
                 return Ok(Replaced::Before(first));
             }

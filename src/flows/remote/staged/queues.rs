@@ -205,10 +205,10 @@ impl Queues {
         &mut self,
         (room, number): (RoomNum, u64),
         row: InboundEventRow,
-        origin: OwnedServerName,
+        (origin, is_stranger): (OwnedServerName, bool),
     ) {
         self.next = self.next.max(number.saturating_add(1));
-        let (sender, bytes) = (Sender::of(origin), row.json.len());
+        let (sender, bytes) = (Sender { is_stranger, ..Sender::of(origin) }, row.json.len());
         self.insert(number, Waiting { room, id: row.id, sender, bytes, is_written: true });
     }
 

@@ -3,15 +3,18 @@
 
 use std::collections::BTreeSet;
 
-use ruma::{OwnedRoomId, OwnedUserId, RoomId, RoomVersionId};
+use ruma::{OwnedRoomId, OwnedUserId, RoomVersionId, UserId};
 use serde::Deserialize;
 
 use crate::{
     error::{Refusal, Result},
     flows::account::carry_over,
     rooms::{self, members, policy::Author, power::Power, versions, view::RoomView},
-    schema::event_types::{CREATE, TOMBSTONE},
-    store::Read,
+    schema::{
+        event_types::{CREATE, MEMBER, TOMBSTONE},
+        rooms::Membership,
+    },
+    store::{Fault, Read},
 };
 
 /// The room that is asked for.
@@ -35,25 +38,30 @@ impl Wanted {
 /// A tombstone of a room: its sender and its content.
 pub(super) type Tombstone<'a> = (&'a str, &'a str);
 
-/// Finds the room that replaces the room of this id, as both of them say, if it is as it is wanted to be. It was made by whoever set the
-/// tombstone, so that nobody's word puts a room in the place of this one who could not do that anyway.
+/// Finds the room that replaces this one, as both of them say, if it is as it is wanted to be. It was made by whoever set the
+/// tombstone and could still set it, so that nobody's word puts a room in the place of this one who could not do that anyway; and the
+/// author is not banned from it.
 ///
 /// Errors: 400 `M_INVALID_PARAM` where the one that is there is otherwise, and the author may replace that one in turn. Others may
 /// replace the old room once more, because they have no way on from there.
 pub(super) fn find(
-    read: &(impl Read + ?Sized),
-    old: &RoomId,
+    old: RoomView<'_, impl Read + ?Sized>,
     author: &Author,
     wanted: &Wanted,
     (ended_by, tombstone): Tombstone<'_>,
 ) -> Result<Option<OwnedRoomId>> {
+    let read = old.read;
     let Some(id) = carry_over::replacement(tombstone) else { return Ok(None) };
     let Some(num) = rooms::find_room(read, &id)? else { return Ok(None) };
     let Some(row) = rooms::find_row(read, num)? else { return Ok(None) };
     let Some(create) = rooms::find_state(read, num, CREATE, "")? else { return Ok(None) };
-    let replaces =
-        carry_over::predecessor(create.row.content()).is_some_and(|named| named.as_str() == old.as_str());
+    let replaces = carry_over::predecessor(create.row.content()).is_some_and(|named| named == old.row.id);
     if !replaces || create.row.sender() != ended_by || !row.resident.is_in() || row.joined == 0 {
+        return Ok(None);
+    }
+    let Ok(maker) = <&UserId>::try_from(ended_by) else { return Ok(None) };
+    let may_still = Power::read(old)?.may_send_state(maker, TOMBSTONE)? && !is_banned(old, maker)?;
+    if !may_still || is_banned(RoomView { read, num, row: &row }, &author.user_id)? {
         return Ok(None);
     }
     if row.version == wanted.version && creators(create.row.content()) == wanted.creators {
@@ -65,6 +73,12 @@ pub(super) fn find(
         return Err(Refusal::invalid_param(why).into());
     }
     Ok(None)
+}
+
+/// Whether a user is banned from a room.
+fn is_banned(room: RoomView<'_, impl Read + ?Sized>, user: &UserId) -> Result<bool, Fault> {
+    let member = rooms::find_state(room.read, room.num, MEMBER, user.as_str())?;
+    Ok(member.and_then(|member| member.membership()) == Some(Membership::Ban))
 }
 
 /// The additional creators that a create event names.
