@@ -33,7 +33,7 @@ use crate::{
     config::Config,
     delivery::servers::Servers,
     env::Env,
-    error::Error,
+    error::{Error, Result},
     metrics::Metrics,
     push::Push,
     rooms::Rooms,
@@ -106,6 +106,18 @@ impl App {
     /// A handle to these parts.
     pub fn new(services: Services) -> Self {
         Self(Arc::new(services))
+    }
+
+    /// Does something to its end in a task of its own, also where the requester hangs up: what another server has a part in cannot be left half
+    /// done. Errors: those of the work, and that of [`Self::broke_off`].
+    pub(crate) async fn to_the_end<T: Send + 'static>(
+        &self,
+        what: &str,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        let (tell, told) = tokio::sync::oneshot::channel();
+        self.env.spawn(async move { drop(tell.send(work.await)) });
+        told.await.map_err(|_| self.broke_off(what))?
     }
 
     /// The error for what ended before it was done: its task panicked, or the server stops, which is nobody's fault.

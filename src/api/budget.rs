@@ -447,7 +447,7 @@ mod tests {
         drop((second, third));
         assert!(make_large(&budget, 4).is_some(), "one of the two places is that of the first");
         assert!(make_large(&budget, 5).is_some(), "the other one is free");
-        // Whoever does not come back loses the place.
+        // A place is lost by those who do not come back.
         tokio::time::advance(PLACE_KEPT + Duration::from_secs(1)).await;
         let both = [make_large(&budget, 6), make_large(&budget, 7)];
         assert!(both.iter().all(Option::is_some));

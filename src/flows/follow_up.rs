@@ -114,8 +114,8 @@ async fn tell_rooms(app: &App, user: UserNum, timer: &Timer) -> Result<()> {
 
 /// Leaves a room again if a join has come true that its user gave up, and looks again later as long as one may.
 async fn leave_again(app: &App, user: UserNum, left: Left, timer: &Timer) -> Result<()> {
-    match late::attend(app, user, &left).await? {
-        Some(next) => come_back(app, timer, &Job::LeaveAgain { user, left }, next.due_ms),
+    match late::attend(app, user, left).await? {
+        Some((job, due_ms)) => come_back(app, timer, &job, due_ms),
         None => cancel(app, timer),
     }
 }

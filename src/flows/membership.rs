@@ -172,8 +172,10 @@ pub(crate) async fn set_state(
 pub(crate) async fn leave(app: &App, caller: &Caller, room: &RoomId, reason: Option<String>) -> Result<()> {
     // Others would read what a suspended user says with it, also where another server takes part in it.
     let reason = reason.filter(|_| !caller.is_suspended);
-    let Ended { was_coming, joins } = app.remote.attempts.end(app, room, caller.user).await;
-    late::promise(app, caller.user, room, joins).await?;
+    let Ended { was_coming, sent } = app.remote.attempts.end(app, room, caller.user).await;
+    late::promise(app, caller.user, room, sent).await?;
+    // A job of an earlier leave goes on at once, also after a restart.
+    let was_coming = was_coming || late::begin(app, room, caller.user);
     match leave_now(app, caller, room, reason).await {
         Err(Error::Refused(_)) if was_coming && !is_in(app, caller, room)? => Ok(()),
         left => left,
@@ -215,6 +217,10 @@ async fn leave_outside(
 
 /// Leaves every room that the user is in, and refuses every invitation, because their account ends.
 pub(crate) async fn leave_all(app: &App, user: UserNum) -> Result<()> {
+    for room in app.remote.attempts.list_rooms(user) {
+        let Ended { sent, .. } = app.remote.attempts.end(app, &room, user).await;
+        late::promise(app, user, &room, sent).await?;
+    }
     let snapshot = app.store.snapshot();
     let mut outside_of = Vec::new();
     for row in members::list_user_rooms(&*snapshot, user)? {
@@ -270,9 +276,14 @@ pub(crate) async fn knock(
     match find_here(app, &room_id)? {
         Some(num) => here::knock(app, caller, num, reason).await?,
         None => {
+            // The other server keeps a knock that it has taken, whether the requester waits for that or not.
             let attempt = app.remote.attempts.begin(&room_id, caller.user);
-            let knocked = knock_elsewhere(app, Author::from(caller), &room_id, servers, (reason, &attempt));
-            app.remote.joining.alone(app, &room_id, knocked).await?;
+            let (owned, author, room_id) = (app.clone(), Author::from(caller), room_id.clone());
+            let work = async move {
+                let knocked = knock_elsewhere(&owned, author, &room_id, servers, (reason, &attempt));
+                owned.remote.joining.alone(&owned, &room_id, knocked).await
+            };
+            app.to_the_end("a knock", work).await?;
         }
     }
     Ok(room_id)

@@ -27,6 +27,7 @@ use crate::{
         change::{
             Received,
             countersigned::{Countersigned, Unsigned},
+            invited::Source,
         },
         policy_server::{KEY_ID, PolicyServer},
     },
@@ -62,6 +63,8 @@ const REMEMBERED_FOR: Duration = Duration::from_secs(600);
 const REMEMBERED_MAX: usize = 2_000;
 /// Remember at most this many policy servers that are not to be asked now.
 const PAUSED_MAX: usize = 1_000;
+/// A policy server is left alone for at most this long, whatever it asks for.
+const PAUSE_MAX: Duration = Duration::from_secs(60 * 60);
 /// A reason has at most this many characters.
 const REASON_CHARS_MAX: usize = 300;
 
@@ -190,12 +193,22 @@ impl PolicyServers {
 
 impl Memory {
     fn pause(&mut self, server: &OwnedServerName, pause: Pause, now: Duration) {
+        let until = pause.until.min(now.saturating_add(PAUSE_MAX));
+        let pause = Pause { until, ..pause };
         if self.paused.len() >= PAUSED_MAX {
             self.paused.retain(|_, pause| pause.until > now);
         }
-        if self.paused.len() < PAUSED_MAX {
-            self.paused.insert(server.clone(), pause);
+        if self.paused.len() >= PAUSED_MAX && !self.paused.contains_key(server) {
+            // One of the owner of most names gives way, because names cost nothing.
+            let mut by_source = BTreeMap::<Source, (usize, &OwnedServerName)>::new();
+            for name in self.paused.keys() {
+                by_source.entry(Source::of(name.as_str())).or_insert((0, name)).0 += 1;
+            }
+            let most = by_source.into_values().max_by_key(|(count, _)| *count);
+            let most = most.map(|(_, name)| name.clone());
+            most.and_then(|name| self.paused.remove(&name));
         }
+        self.paused.insert(server.clone(), pause);
     }
 
     /// Finds for how long a server is not to be asked.
@@ -222,6 +235,11 @@ impl Memory {
         self.held.remove(&case.0);
         if self.said.len() >= REMEMBERED_MAX {
             self.said.retain(|_, said| said.until > now);
+        }
+        if self.said.len() >= REMEMBERED_MAX {
+            // The oldest gives way.
+            let oldest = self.said.iter().min_by_key(|(_, said)| said.until).map(|(case, _)| case.clone());
+            oldest.and_then(|case| self.said.remove(&case));
         }
         if self.said.len() < REMEMBERED_MAX {
             self.said.insert(case, Said { server: server.clone(), until: now + REMEMBERED_FOR, word });
@@ -525,13 +543,16 @@ mod tests {
             memory.remember(case(number), &server, Word::Signature(String::new()), now);
         }
         assert_eq!(memory.said.len(), REMEMBERED_MAX);
-        assert!(memory.find_word(&case(0), &server, now).is_some());
+        assert!(memory.find_word(&case(REMEMBERED_MAX), &server, now).is_some(), "an older one gave way");
         let key = "6yhHGKhCiXTSEN2ksjV7kX_N6rBQZ3Xb-M7LlC6NS-s";
         let other = format!(r#"{{"via":"p.example","public_keys":{{"ed25519":"{key}"}}}}"#);
         let other = PolicyServer::of_content(&other).unwrap();
-        assert!(memory.find_word(&case(0), &other, now).is_none(), "another key needs another answer");
+        assert!(
+            memory.find_word(&case(REMEMBERED_MAX), &other, now).is_none(),
+            "another key needs another answer"
+        );
         let later = now + REMEMBERED_FOR;
-        assert!(memory.find_word(&case(0), &server, later).is_none());
+        assert!(memory.find_word(&case(REMEMBERED_MAX), &server, later).is_none());
         memory.remember(case(REMEMBERED_MAX), &server, Word::Signature(String::new()), later);
         assert_eq!(memory.said.len(), 1);
         for number in 0..=PAUSED_MAX {
@@ -542,6 +563,16 @@ mod tests {
         let name = OwnedServerName::try_from("p3.example").unwrap();
         assert_eq!(memory.find_pause(&name, now), Some((REMEMBERED_FOR, true)));
         assert_eq!(memory.find_pause(&name, later), None);
+        // Many names of one owner keep out no pause of another, and none lasts for ever.
+        let evil = |port: usize| OwnedServerName::try_from(format!("evil.example:{port}")).unwrap();
+        let ages = Pause { until: Duration::MAX, is_limit: true };
+        (1..=2 * PAUSED_MAX).for_each(|port| memory.pause(&evil(port), ages, now));
+        let honest = OwnedServerName::try_from("honest.other").unwrap();
+        memory.pause(&honest, Pause { until: later, is_limit: true }, now);
+        (1..=PAUSED_MAX).for_each(|port| memory.pause(&evil(port), ages, now));
+        assert_eq!(memory.find_pause(&honest, now), Some((REMEMBERED_FOR, true)));
+        assert_eq!(memory.paused.len(), PAUSED_MAX);
+        assert!(memory.paused.values().all(|pause| pause.until <= now + PAUSE_MAX));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! its effect. `src/flows/follow_up.rs` carries jobs out.
 
 use bytes::Bytes;
-use ruma::{OwnedEventId, OwnedRoomId};
+use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -153,6 +153,10 @@ pub struct Left {
     pub room: OwnedRoomId,
     /// The ids of those joins.
     pub joins: Vec<OwnedEventId>,
+    /// The servers that have taken one of them, or may have. They are asked to take the user out again as long as this server is not in
+    /// the room itself.
+    #[serde(default)]
+    pub servers: Vec<OwnedServerName>,
     /// They are waited for until this time: milliseconds since the epoch.
     pub until_ms: u64,
 }
@@ -334,8 +338,7 @@ impl Job {
                 (two(user.0, room.0), content.into())
             }
             Self::LeaveAgain { user, left } => {
-                let content =
-                    serde_json::json!({ "room": left.room, "joins": left.joins, "until_ms": left.until_ms });
+                let content = serde_json::json!({ "room": left.room, "joins": left.joins, "servers": left.servers, "until_ms": left.until_ms });
                 let key = [user.0.to_be_bytes().as_slice(), left.room.as_bytes()].concat();
                 (key, content.to_string().into())
             }
@@ -413,7 +416,8 @@ mod tests {
     fn jobs_are_read_back_from_their_timers() {
         let moved = Move { from: "!old:s".try_into().unwrap(), to: "!new:s".try_into().unwrap() };
         let (room, joins) = ("!new:s".try_into().unwrap(), vec!["$join".try_into().unwrap()]);
-        let left = Left { room, joins, until_ms: 1_767_225_600_000 };
+        let left =
+            Left { room, joins, servers: vec!["x.example".try_into().unwrap()], until_ms: 1_767_225_600_000 };
         let jobs = [
             Job::TrimLog,
             Job::TellRooms { user: UserNum(7) },

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use parking_lot::Mutex;
-use ruma::{EventId, OwnedEventId, OwnedRoomId, RoomId};
+use ruma::{EventId, OwnedEventId, OwnedRoomId, OwnedServerName, RoomId, ServerName};
 use tokio::sync::watch;
 
 use super::kept::Kept;
@@ -43,7 +43,7 @@ struct Inner {
     under_way: Mutex<BTreeMap<Of, Vec<Wish>>>,
     left: Kept<Of, ()>,
     /// The joins that other servers have taken, and that wait here for other events.
-    waiting: Kept<Of, Vec<OwnedEventId>>,
+    waiting: Kept<Of, Sent>,
     /// The timers of the jobs that leave rooms again which were left while a join was on its way.
     late: Mutex<BTreeMap<Of, Timer>>,
 }
@@ -53,8 +53,11 @@ pub(crate) struct Ended {
     /// Whether there was an attempt, or was lately.
     pub(crate) was_coming: bool,
     /// The joins that other servers have taken or may have, and that may come true yet.
-    pub(crate) joins: Vec<OwnedEventId>,
+    pub(crate) sent: Sent,
 }
+
+/// Joins, each with the server that it was sent to.
+pub(crate) type Sent = Vec<(OwnedEventId, OwnedServerName)>;
 
 /// An attempt that is under way, until this is dropped.
 pub(crate) struct Attempt {
@@ -71,7 +74,7 @@ pub(super) struct Wish(Arc<Wishing>);
 struct Wishing {
     state: watch::Sender<State>,
     /// The joins that were sent to other servers.
-    joins: Mutex<Vec<OwnedEventId>>,
+    sent: Mutex<Sent>,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -115,9 +118,9 @@ impl Attempts {
     pub(crate) async fn end(&self, app: &App, room: &RoomId, user: UserNum) -> Ended {
         let (of, now) = ((room.to_owned(), user), app.env.uptime());
         let wishes = self.0.under_way.lock().get(&of).cloned().unwrap_or_default();
-        let mut joins = self.0.waiting.find(&of, now).unwrap_or_default();
-        if wishes.is_empty() && joins.is_empty() {
-            return Ended { was_coming: self.0.left.find(&of, now).is_some(), joins };
+        let mut sent = self.0.waiting.find(&of, now).unwrap_or_default();
+        if wishes.is_empty() && sent.is_empty() {
+            return Ended { was_coming: self.0.left.find(&of, now).is_some(), sent };
         }
         wishes.iter().for_each(|wish| wish.0.state.send_modify(|state| state.has_left = true));
         let bytes = room.as_str().len() + LEFT_OVERHEAD;
@@ -128,18 +131,39 @@ impl Attempts {
             _ = join_all(settled) => {}
             () = app.env.sleep(SETTLES_WITHIN) => {}
         }
-        wishes.iter().for_each(|wish| joins.extend(wish.0.joins.lock().iter().cloned()));
-        Ended { was_coming: true, joins }
+        wishes.iter().for_each(|wish| sent.extend(wish.0.sent.lock().iter().cloned()));
+        Ended { was_coming: true, sent }
     }
 
     /// Notes that a join which another server has taken waits here for other events.
-    pub(super) fn note_waits(&self, app: &App, room: &RoomId, user: UserNum, join: &EventId) {
+    pub(super) fn note_waits(
+        &self,
+        app: &App,
+        room: &RoomId,
+        user: UserNum,
+        (join, server): (&EventId, &ServerName),
+    ) {
         let (of, now) = ((room.to_owned(), user), app.env.uptime());
-        let mut joins = self.0.waiting.find(&of, now).unwrap_or_default();
-        joins.push(join.to_owned());
-        let bytes = joins.iter().map(|join| join.as_str().len()).sum::<usize>();
-        let bytes = bytes + room.as_str().len() + LEFT_OVERHEAD * (joins.len() + 1);
-        self.0.waiting.keep(of, joins, bytes, now.saturating_add(WAITS_FOR));
+        let mut sent = self.0.waiting.find(&of, now).unwrap_or_default();
+        sent.push((join.to_owned(), server.to_owned()));
+        let bytes =
+            sent.iter().map(|(join, server)| join.as_str().len() + server.as_str().len()).sum::<usize>();
+        let bytes = bytes + room.as_str().len() + LEFT_OVERHEAD * (sent.len() + 1);
+        self.0.waiting.keep(of, sent, bytes, now.saturating_add(WAITS_FOR));
+    }
+
+    /// Lists the rooms that a user is coming into.
+    pub(crate) fn list_rooms(&self, user: UserNum) -> Vec<OwnedRoomId> {
+        let under_way = self.0.under_way.lock();
+        under_way.keys().filter(|(_, of)| *of == user).map(|(room, _)| room.clone()).collect()
+    }
+
+    /// Whether an attempt of a user to come into a room is under way that they still want.
+    pub(super) fn is_under_way(&self, room: &RoomId, user: UserNum) -> bool {
+        let under_way = self.0.under_way.lock();
+        under_way
+            .get(&(room.to_owned(), user))
+            .is_some_and(|wishes| wishes.iter().any(|wish| !wish.has_left()))
     }
 
     /// Finds the job that leaves a room again for a user.
@@ -221,9 +245,9 @@ impl Wish {
     }
 
     /// Notes that a join is sent to another server, unless the user has left. Errors: as of [`Self::require`].
-    pub(super) fn note_sent(&self, join: &EventId) -> Result<()> {
+    pub(super) fn note_sent(&self, join: &EventId, server: &ServerName) -> Result<()> {
         // Somebody who leaves says so first and looks at the joins then, so that one of both sees the other.
-        self.0.joins.lock().push(join.to_owned());
+        self.0.sent.lock().push((join.to_owned(), server.to_owned()));
         self.require()
     }
 

@@ -223,6 +223,12 @@ impl Held {
         true
     }
 
+    /// Whether a server was asked to let somebody into this room, and may tell its events by now.
+    pub(super) fn is_asked(&self, room: &RoomId, server: &ServerName) -> bool {
+        let rooms = self.0.lock();
+        rooms.by_id.get(room).is_some_and(|of_room| is_asked(&of_room.asked, server))
+    }
+
     /// Holds what the server of a user says of the user's presence, for the rooms into which that server was asked to let somebody.
     pub(super) fn hold_presence(&self, user_id: &UserId, said: &Presence) {
         let mut rooms = self.0.lock();

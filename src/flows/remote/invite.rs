@@ -292,9 +292,22 @@ struct Going {
     state: Vec<Box<RawValue>>,
 }
 
-/// Invites a user of another server to a room that this server is in. Their server signs the event before it is part of the room.
+/// Invites a user of another server to a room that this server is in. Their server signs the event before it is part of the room, and shows it
+/// to the user at once, so that this goes on when the requester hangs up.
 /// Errors: 403 where the room or that server forbids it; [`Error::Remote`] where that server cannot be asked.
 pub(crate) async fn send(
+    app: &App,
+    num: RoomNum,
+    author: &Author,
+    target: &UserId,
+    content: impl FnOnce(&mut Change) -> Result<CanonicalJsonObject> + Send + 'static,
+) -> Result<ruma::OwnedEventId> {
+    let (owned, author, target) = (app.clone(), author.clone(), target.to_owned());
+    let work = async move { send_and_add(&owned, num, &author, &target, content).await };
+    app.to_the_end("an invitation", work).await
+}
+
+async fn send_and_add(
     app: &App,
     num: RoomNum,
     author: &Author,

@@ -2,7 +2,14 @@
 //! template, we sign the event, the server adds it to the room and hands over the room's state, and
 //! `flows/room/base.rs` lays that down.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use federation::{
     call::Options,
@@ -153,6 +160,8 @@ struct Asked {
     taken: Mutex<BTreeSet<OwnedServerName>>,
     /// The events that other servers tell of the room meanwhile.
     holding: Holding,
+    /// Whether a join that another server has taken waits here for other events.
+    waits: AtomicBool,
 }
 
 impl Asked {
@@ -160,7 +169,8 @@ impl Asked {
         let (user, wish) = (attempt.user(), attempt.wish());
         let stance = Stance::find(&*app.store.snapshot(), user, &wanted.room_id)?;
         let holding = app.remote.held.begin(&wanted.room_id, user);
-        Ok(Self { user, wanted, stance, wish, taken: Mutex::default(), holding })
+        let waits = AtomicBool::new(false);
+        Ok(Self { user, wanted, stance, wish, taken: Mutex::default(), holding, waits })
     }
 
     /// Refuses where the user wants in no more. Errors: 403 `M_FORBIDDEN`.
@@ -187,6 +197,8 @@ pub(crate) async fn join(
         let joined = ask_in_turn(&owned, &asked, candidates).await;
         match &joined {
             Ok(()) => leave_again(&owned, &asked),
+            // It comes true later.
+            Err(_) if asked.waits.load(Ordering::Relaxed) => {}
             Err(why) => take_back(&owned, &asked, &attempt, why).await,
         }
         drop((attempt, alone));
@@ -255,6 +267,8 @@ async fn ask_in_turn(app: &App, asked: &Arc<Asked>, mut candidates: Candidates) 
                 match joined {
                     Some((_, Ok(()))) => return Ok(()),
                     Some((_, Err(why @ Error::Broken(_)))) => return Err(why),
+                    // Nobody else is asked for a join that waits here, and comes true.
+                    Some((_, Err(why))) if asked.waits.load(Ordering::Relaxed) => return Err(why),
                     Some((server, Err(why))) => candidates.failed(&server, why),
                     None => return Err(app.broke_off("a join")),
                 }
@@ -275,7 +289,8 @@ async fn take_back(app: &App, asked: &Asked, attempt: &Attempt, why: &Error) {
         return;
     }
     tracing::info!(room = %asked.wanted.room_id, user = %asked.wanted.user_id, %why, "a join is taken back that other servers may have taken");
-    take_back::tell(app, &asked.wanted, servers, may).await;
+    let wanted = Wanted::leave(asked.wanted.room_id.clone(), asked.wanted.user_id.clone());
+    take_back::tell(app, &wanted, servers, may).await;
 }
 
 /// Joins by way of this server.
@@ -341,7 +356,7 @@ async fn join_by(app: &App, asked: &Arc<Asked>, server: &ServerName, template: &
     let (promised, completes, held) = base::join(app, base, events, event, after).await?;
     drop(held);
     jobs::begin(app, completes);
-    // What was answered as taken is stored before anything is waited for, because until then it ends with this run of the server.
+    // Events that were answered as taken are stored before anything is waited for, because until then they end with this run of the server.
     take_rest(app, asked, num).await;
     // The join counts, whatever becomes of what follows from it.
     let kept = jobs::keep(app, promised).await;
@@ -502,8 +517,11 @@ async fn enter(
         _ => {
             // A join that nobody wants any more is not waited for. Where it comes by way of others, the room is left again.
             asked.wish.require()?;
-            app.remote.attempts.note_waits(app, &asked.wanted.room_id, asked.user, &id);
-            staged::stage(app, num, server, vec![(id, json)], true).await?;
+            app.remote.attempts.note_waits(app, &asked.wanted.room_id, asked.user, (&id, server));
+            let kept = staged::stage(app, num, server, vec![(id, json)], true).await?;
+            asked.waits.store(kept == [true], Ordering::Relaxed);
+            // Events that were told beside the join were answered as taken.
+            take_rest(app, asked, num).await;
             return Err(Error::Busy { retry_after: AGAIN });
         }
     }
@@ -546,7 +564,7 @@ fn store_held(app: &App, change: &mut Change, asked: &Asked) -> Result<InBatch> 
 /// taken it, unless it is certain that it has not.
 async fn send(app: &App, server: &ServerName, asked: &Asked, event: &Received) -> Result<Answered> {
     let (room_id, id) = (asked.wanted.room_id.as_str(), event.id().as_str());
-    asked.wish.note_sent(event.id())?;
+    asked.wish.note_sent(event.id(), server)?;
     asked.taken.lock().insert(server.to_owned());
     asked.holding.note_asked(server);
     let (path, options) = (["v2", "send_join", room_id, id], Options::whole_state());

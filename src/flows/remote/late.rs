@@ -3,20 +3,31 @@
 //! whenever a join of a user of ours is accepted that another server tells (`flows/room/ingest.rs`), and looks once in a while beside
 //! that.
 //!
-//! It goes by the ids of those joins, so that a user who came back by another one stays in the room.
+//! It goes by the ids of those joins, so that a user who came back by another one stays in the room. As long as this server is not in the
+//! room itself, it asks the servers that were asked to let the user in to take them out again: others may see the user there, and nobody
+//! here could leave a room that is not here.
 
-use ruma::{OwnedEventId, RoomId};
+use std::collections::BTreeSet;
+
+use ruma::{OwnedServerName, RoomId};
 
 use crate::{
     error::{Error, Result},
-    flows::{App, jobs, room::membership, write},
+    flows::{
+        App, jobs,
+        remote::{
+            attempts::Sent,
+            candidates::find_here,
+            take_back::{self, TakenBack},
+            template::Wanted,
+        },
+        room::membership,
+        write,
+    },
     ids::UserNum,
     rooms::{self, policy::Author},
     schema::jobs::{Job, Left},
-    store::{
-        Guard,
-        timer::{self, Timer},
-    },
+    store::{Guard, timer},
 };
 
 /// A join that came to nothing within this many milliseconds is not waited for any longer.
@@ -25,21 +36,20 @@ const KEPT_MS: u64 = 7 * 24 * 60 * 60 * 1000;
 const FIRST_MS: u64 = 10_000;
 /// Look at least this often, in milliseconds.
 const AGAIN_MS_MAX: u64 = 60 * 60 * 1000;
+/// A server that was asked to let a user in may do so within this many milliseconds.
+const TAKES_A_JOIN_MS: u64 = 15 * 60 * 1000;
 /// Remember at most this many joins of a user to a room.
 const JOINS_MAX: usize = 20;
 /// At most this many such jobs are looked up when the server starts.
 const LOOKED_UP_MAX: usize = 10_000;
 
 /// Promises that a room is left again once one of these joins comes true. Durable when this returns.
-pub(crate) async fn promise(
-    app: &App,
-    user: UserNum,
-    room: &RoomId,
-    mut joins: Vec<OwnedEventId>,
-) -> Result<()> {
-    if joins.is_empty() {
+pub(crate) async fn promise(app: &App, user: UserNum, room: &RoomId, sent: Sent) -> Result<()> {
+    if sent.is_empty() {
         return Ok(());
     }
+    let (mut joins, servers): (Vec<_>, Vec<_>) = sent.into_iter().unzip();
+    let mut servers: BTreeSet<OwnedServerName> = servers.into_iter().collect();
     let (owned, room) = (app.clone(), room.to_owned());
     let set = move || {
         let (attempts, now_ms) = (&owned.remote.attempts, owned.env.now_ms());
@@ -48,11 +58,13 @@ pub(crate) async fn promise(
             if let Job::LeaveAgain { left, .. } = Job::read(&known)? {
                 let others: Vec<_> = left.joins.into_iter().filter(|join| !joins.contains(join)).collect();
                 joins.extend(others);
+                servers.extend(left.servers);
             }
             timer::cancel(&mut batch, &known);
         }
         joins.truncate(JOINS_MAX);
-        let left = Left { room: room.clone(), joins, until_ms: now_ms.saturating_add(KEPT_MS) };
+        let servers = servers.into_iter().take(JOINS_MAX).collect();
+        let left = Left { room: room.clone(), joins, servers, until_ms: now_ms.saturating_add(KEPT_MS) };
         let timer = Job::LeaveAgain { user, left }.timer(now_ms.saturating_add(FIRST_MS));
         timer::set(&mut batch, &timer);
         let enqueued = owned.store.enqueue(batch)?;
@@ -72,9 +84,12 @@ pub(crate) fn forget(app: &App, room: &RoomId, user: UserNum) -> Result<()> {
     Ok(())
 }
 
-/// Begins the job that leaves a room again, where there is one.
-pub(super) fn begin(app: &App, room: &RoomId, user: UserNum) {
-    jobs::begin(app, app.remote.attempts.find_late(room, user));
+/// Begins the job that leaves a room again. Answers whether there is one.
+pub(crate) fn begin(app: &App, room: &RoomId, user: UserNum) -> bool {
+    let job = app.remote.attempts.find_late(room, user);
+    let is_one = job.is_some();
+    jobs::begin(app, job);
+    is_one
 }
 
 /// Finds the jobs that an earlier run of the server promised.
@@ -88,11 +103,15 @@ pub(crate) fn look_up(app: &App) -> Result<()> {
     Ok(())
 }
 
-/// Leaves the room if one of the joins has come true. Gives the timer of the next look; none where there is none any more.
-pub(crate) async fn attend(app: &App, user: UserNum, left: &Left) -> Result<Option<Timer>> {
+/// Leaves the room if one of the joins has come true, or has others take the user out. Gives the job that looks again, with its time in
+/// milliseconds since the epoch; none where there is nothing to look for any more.
+pub(crate) async fn attend(app: &App, user: UserNum, mut left: Left) -> Result<Option<(Job, u64)>> {
     let snapshot = app.store.snapshot();
-    if let Some(num) = rooms::find_room(&*snapshot, &left.room)? {
-        let author = Author::of(&*snapshot, user)?;
+    let author = Author::of(&*snapshot, user)?;
+    if find_here(app, &left.room)?.is_none() {
+        drop(snapshot);
+        take_out(app, &author, &mut left).await;
+    } else if let Some(num) = rooms::find_room(&*snapshot, &left.room)? {
         drop(snapshot);
         match membership::leave_if_by(app, author, num, left.joins.clone()).await {
             Ok(true) => tracing::info!(room = %left.room, %user, "a room is left again that was joined late"),
@@ -111,10 +130,31 @@ pub(crate) async fn attend(app: &App, user: UserNum, left: &Left) -> Result<Opti
     }
     let age_ms = KEPT_MS.saturating_sub(ends_in_ms);
     let next_ms = now_ms.saturating_add(age_ms.clamp(FIRST_MS, AGAIN_MS_MAX));
-    let timer = Job::LeaveAgain { user, left: left.clone() }.timer(next_ms);
+    let room = left.room.clone();
+    let job = Job::LeaveAgain { user, left };
     // A user who came back meanwhile wants that it is found no more.
-    if app.remote.attempts.find_late(&left.room, user).is_some() {
-        app.remote.attempts.keep_late(&left.room, user, timer.clone());
+    if app.remote.attempts.find_late(&room, user).is_some() {
+        app.remote.attempts.keep_late(&room, user, job.timer(next_ms));
     }
-    Ok(Some(timer))
+    Ok(Some((job, next_ms)))
+}
+
+/// Has the servers that may have taken a join take the user out of the room again. Those that did are asked no more; one that says that it
+/// has not taken the join may do so yet, for as long as it may take over that.
+async fn take_out(app: &App, author: &Author, left: &mut Left) {
+    let (attempts, user) = (&app.remote.attempts, author.user);
+    let still = || attempts.find_late(&left.room, user).is_some() && !attempts.is_under_way(&left.room, user);
+    if left.servers.is_empty() || !still() {
+        return;
+    }
+    let _resting = jobs::rest();
+    let wanted = Wanted::leave(left.room.clone(), author.user_id.clone());
+    let servers = left.servers.iter().cloned().collect();
+    let done = take_back::tell(app, &wanted, servers, still).await;
+    let age_ms = KEPT_MS.saturating_sub(left.until_ms.saturating_sub(app.env.now_ms()));
+    left.servers.retain(|server| match done.get(server) {
+        Some(TakenBack::Done) => false,
+        Some(TakenBack::Refused) => age_ms < TAKES_A_JOIN_MS,
+        Some(TakenBack::Failed) | None => true,
+    });
 }

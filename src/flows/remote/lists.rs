@@ -31,12 +31,14 @@ use crate::{
     },
     error::{Error, Result},
     flows::{App, write},
-    rooms::members,
+    rooms::{change::invited::Source, members},
     store::{Read, Wake},
 };
 
 /// Lists of at most this many servers are asked for at once in the background.
 const SERVERS_AT_ONCE: usize = 64;
+/// At most this many of them have names of one owner, so that who lets this server wait keeps nobody else's lists stale.
+const OF_SOURCE_AT_ONCE: usize = 8;
 /// Lists of at most this many users of one server wait to be asked for.
 const WAITING_OF_SERVER_MAX: usize = 1_000;
 /// At most this many users are remembered whose lists were asked for lately.
@@ -97,7 +99,9 @@ impl Stale {
             }
             return false;
         }
-        if self.waiting.len() >= SERVERS_AT_ONCE {
+        let source = Source::of(user_id.server_name().as_str());
+        let of_source = self.waiting.keys().filter(|server| Source::of(server.as_str()) == source);
+        if self.waiting.len() >= SERVERS_AT_ONCE || of_source.count() >= OF_SOURCE_AT_ONCE {
             return false;
         }
         let waiting = BTreeSet::from([(due, user_id.to_owned())]);
@@ -481,10 +485,15 @@ mod tests {
         }
         assert_eq!(stale.waiting[&server].len(), WAITING_OF_SERVER_MAX);
         for number in 0..2 * SERVERS_AT_ONCE {
-            let user: OwnedUserId = format!("@a:s{number}.example").try_into().unwrap();
+            let user: OwnedUserId = format!("@a:s.d{number}").try_into().unwrap();
             stale.add(&user, now);
         }
         assert_eq!(stale.waiting.len(), SERVERS_AT_ONCE);
+        let mut other = Stale::default();
+        let evil = |port: usize| OwnedUserId::try_from(format!("@a:evil.example:{port}")).unwrap();
+        let names = (1_000..1_100).filter(|port| other.add(&evil(*port), now));
+        assert_eq!(names.count(), OF_SOURCE_AT_ONCE);
+        assert!(other.add(&bob(1), now));
         for number in 0..PACES_MAX + 100 {
             stale.begin(&(now, bob(number)), now);
         }

@@ -116,12 +116,16 @@ pub(super) async fn stage(
     events: Vec<(OwnedEventId, Bytes)>,
     at_once: bool,
 ) -> Result<Vec<bool>> {
-    if rooms::find_row(&*app.store.snapshot(), room)?.is_none() {
+    let Some(row) = rooms::find_row(&*app.store.snapshot(), room)? else {
         return Ok(vec![false; events.len()]);
-    }
+    };
     let mut kept = Vec::with_capacity(events.len());
     let mut rows = Vec::new();
-    let is_stranger = gaps::is_stranger(app, room, origin).await?;
+    let is_stranger = match row.resident {
+        // Nobody is known yet, but those who were asked.
+        Resident::Joining => !app.remote.held.is_asked(&row.id, origin),
+        _ => gaps::is_stranger(app, room, origin).await?,
+    };
     let sender = Sender::new(origin, payer::current(), is_stranger);
     let mut gave_way = GaveWay::new();
     {
@@ -197,16 +201,26 @@ pub(super) fn stage_in_batch(
 ) -> InBatch {
     let room = change.num;
     let mut in_batch = InBatch { app: app.clone(), room, numbers: Vec::with_capacity(events.len()) };
+    let mut gave_way = GaveWay::new();
     let mut queues = app.staged.0.lock();
     for (origin, signed) in events {
         let (id, json) = (signed.name(), signed.json().clone());
         let sender = Sender::of(origin);
-        if let Added::New(number, row) = queues.add(room, &sender, (id, json), app.env.now_ms(), None) {
-            schema::INBOUND_EVENT.put(&mut change.batch, (room, number), &row);
-            in_batch.numbers.push(number);
+        match queues.add(room, &sender, (id, json), app.env.now_ms(), Some(&mut gave_way)) {
+            Added::New(number, row) => {
+                schema::INBOUND_EVENT.put(&mut change.batch, (room, number), &row);
+                in_batch.numbers.push(number);
+            }
+            Added::IsHere => {}
+            Added::NoRoom => app.metrics.inbound_event("gave_way"),
         }
     }
     drop(queues);
+    gave_way.iter().for_each(|_| app.metrics.inbound_event("gave_way"));
+    // Rows that stay behind where the process ends here count again after it.
+    if let Err(why) = delete(app, &gave_way) {
+        tracing::warn!(%room, %why, "events that gave way could not be deleted");
+    }
     in_batch
 }
 

@@ -27,6 +27,7 @@ use crate::{
         build::{self, Draft, EVENT_BYTES_MAX, Setting},
         change::{Received, Signed},
         event,
+        membership::without_profile,
         reference::{self, Hashes},
         versions,
         vouch::AUTHORISED_VIA,
@@ -50,6 +51,14 @@ pub(crate) struct Wanted {
     pub(crate) membership: Membership,
     /// The whole content, but for what the other server must add.
     pub(crate) content: CanonicalJsonObject,
+}
+
+impl Wanted {
+    /// Wants a user out of a room.
+    pub(crate) fn leave(room_id: OwnedRoomId, user_id: OwnedUserId) -> Self {
+        let content = without_profile("leave", None);
+        Self { room_id, user_id, membership: Membership::Leave, content }
+    }
 }
 
 /// Where another server says that the event stands.

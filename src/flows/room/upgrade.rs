@@ -66,6 +66,8 @@ const CARRIED: [(&str, Option<(&str, &str)>); 8] = [
     (TOPIC, None),
     (AVATAR, None),
 ];
+/// A piece of state that goes over has a content of at most this many bytes.
+const CONTENT_BYTES_MAX: usize = 60 << 10;
 /// The new room begins with at most this many pieces of state that the old one had.
 const STATE_MAX: usize = carried::EVENTS_MAX + 100;
 /// The fields of power levels that hold a level.
@@ -262,6 +264,13 @@ fn read_request(
             content(event_type)?.filter(|content| content.as_object().is_some_and(|it| !it.is_empty()));
         let carried = carried.or_else(|| fallback.map(|(field, value)| json!({ (field): value })));
         if let Some(carried) = carried {
+            // The event is longer in the new room where its sender's name is.
+            if carried.to_string().len() > CONTENT_BYTES_MAX {
+                let why = format!(
+                    "The room's `{event_type}` has more than {CONTENT_BYTES_MAX} bytes; make it shorter to replace the room."
+                );
+                return Err(Refusal::too_large(why).into());
+            }
             request.initial_state.push(state_event(event_type, "", &carried)?);
         }
     }

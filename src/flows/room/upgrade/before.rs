@@ -9,7 +9,7 @@ use serde::Deserialize;
 use crate::{
     error::{Refusal, Result},
     flows::account::carry_over,
-    rooms::{self, members, policy::Author, power::Power, versions, view::RoomView},
+    rooms::{self, policy::Author, power::Power, versions, view::RoomView},
     schema::{
         event_types::{CREATE, MEMBER, TOMBSTONE},
         rooms::Membership,
@@ -42,8 +42,8 @@ pub(super) type Tombstone<'a> = (&'a str, &'a str);
 /// tombstone and could still set it, so that nobody's word puts a room in the place of this one who could not do that anyway; and the
 /// author is not banned from it.
 ///
-/// Errors: 400 `M_INVALID_PARAM` where the one that is there is otherwise, and the author may replace that one in turn. Others may
-/// replace the old room once more, because they have no way on from there.
+/// Errors: 400 `M_INVALID_PARAM` where the one that is there is otherwise: the names of the old room are those of that one by now, and a
+/// second one would be named by the tombstone alone.
 pub(super) fn find(
     old: RoomView<'_, impl Read + ?Sized>,
     author: &Author,
@@ -67,12 +67,8 @@ pub(super) fn find(
     if row.version == wanted.version && creators(create.row.content()) == wanted.creators {
         return Ok(Some(id));
     }
-    let power = Power::read(RoomView { read, num, row: &row })?;
-    if members::is_joined(read, author.user, num)? && power.may_send_state(&author.user_id, TOMBSTONE)? {
-        let why = format!("The room was replaced by {id}, of version {}; replace that one.", row.version);
-        return Err(Refusal::invalid_param(why).into());
-    }
-    Ok(None)
+    let why = format!("The room was replaced by {id}, of version {}; replace that one.", row.version);
+    Err(Refusal::invalid_param(why).into())
 }
 
 /// Whether a user is banned from a room.

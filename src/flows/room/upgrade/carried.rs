@@ -3,7 +3,7 @@
 
 use std::ops::ControlFlow;
 
-use ruma::{OwnedUserId, UserId, events::AnyInitialStateEvent, serde::Raw};
+use ruma::{OwnedUserId, RoomId, UserId, events::AnyInitialStateEvent, serde::Raw};
 use serde_json::{Map, Value, json};
 
 use crate::{
@@ -21,6 +21,8 @@ use crate::{
 pub(super) const EVENTS_MAX: usize = 10_000;
 /// Their contents have at most this many bytes together.
 const BYTES_MAX: usize = 8 << 20;
+/// A child has a content of at most this many bytes.
+const CHILD_BYTES_MAX: usize = 16 << 10;
 /// At most this many state keys of children are looked at, of which some may name none any more.
 const LINKS_LOOKED_AT_MAX: usize = 200_000;
 /// Bans are looked for among at most this many users who are or were in the old room, in pages of these sizes.
@@ -83,12 +85,15 @@ impl Carried {
         Ok(())
     }
 
-    /// Adds the children that a space names. Keys that name none any more are no children.
+    /// Adds the children that a space names. Keys that name none any more are no children, nor are those that are no ids of rooms, and those
+    /// of a size that no client gives them: anybody who may name a child could have the room not replaced by that.
     pub(super) fn add_children(&mut self, read: &(impl Read + ?Sized), num: RoomNum) -> Result<()> {
         let looked_at = spaces::each_link(read, num, LINKS_LOOKED_AT_MAX, |stored| {
             if spaces::names_child(stored)
+                && stored.row.content().len() <= CHILD_BYTES_MAX
                 && let (Ok(content), Some(key)) =
                     (serde_json::from_str(stored.row.content()), stored.row.state_key())
+                && RoomId::parse(&*key).is_ok()
             {
                 self.add(SPACE_CHILD, key.into_owned(), content);
             }

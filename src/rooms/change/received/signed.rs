@@ -16,7 +16,7 @@ use ed25519_dalek::{Signature, VerifyingKey};
 use federation::json::Json;
 use ruma::{
     CanonicalJsonObject, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedServerName, OwnedUserId, ServerName,
-    room_version_rules::RoomVersionRules,
+    UserId, room_version_rules::RoomVersionRules,
 };
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -26,6 +26,7 @@ use super::Received;
 use crate::{
     error::Refusal,
     ids::RoomNum,
+    json::Object,
     rooms::{
         build::{EVENT_BYTES_MAX, Signer},
         event::{self, Event},
@@ -45,6 +46,8 @@ const LARGE_NUMBERS_UPTO: u8 = 5;
 const NAMES_AS_IN: u8 = 4;
 /// The signatures of one server are looked at up to this number of keys.
 const KEYS_MAX: usize = 16;
+/// The signatures of at most this many policy servers are kept with an event.
+const POLICY_SERVERS_MAX: usize = 4;
 
 /// Signatures and hashes are base64 without padding; older servers pad them, or leave bits over at the end.
 const LENIENT: GeneralPurpose = GeneralPurpose::new(
@@ -127,11 +130,15 @@ impl Signed {
                 "`{why}` is missing: nobody has signed the event as it must be."
             )));
         }
-        let received = if is_redacted { received.cut() } else { received };
         let mut servers = required_servers(received.event(), rules)?;
         if let Some(also) = also.filter(|also| servers.iter().all(|server| server != also)) {
             servers.push(also.to_owned());
         }
+        let received = match without_needless(&signers, &servers, &received)? {
+            Some(less) => Received::check(num, room, hash, less)?,
+            None => received,
+        };
+        let received = if is_redacted { received.cut() } else { received };
         let signatures = servers.into_iter().map(|server| {
             let by_key = signatures_of(&signers, &server)?;
             Ok((server, by_key))
@@ -316,6 +323,52 @@ fn required_servers(event: &Event, rules: &RoomVersionRules) -> Result<Vec<Owned
     servers.sort();
     servers.dedup();
     Ok(servers)
+}
+
+/// Leaves out signatures that nobody needs, of which whoever passes an event on may add as many as they like: kept are those of servers that must
+/// have signed it, of its sender's server and the one that it is about, and a few of policy servers. `None` where there are no others.
+fn without_needless(
+    signers: &Signers<'_>,
+    required: &[OwnedServerName],
+    received: &Received,
+) -> Result<Option<Bytes>, Refusal> {
+    let event = received.event();
+    let about = event.state_key.as_deref().and_then(|key| <&UserId>::try_from(key).ok());
+    let concerned = [Some(event.sender.server_name()), about.map(UserId::server_name)];
+    let is_kept = |server: &str| {
+        required.iter().any(|it| it == server) || concerned.iter().flatten().any(|it| it.as_str() == server)
+    };
+    let mut policies = 0;
+    let mut count = 0;
+    let mut kept = Object::with_capacity(received.json().len());
+    for (server, by_key) in &signers.signatures {
+        let mut of_server = Object::with_capacity(256);
+        let mut left = KEYS_MAX;
+        for (key_id, signature) in by_key {
+            let is_policy = key_id == policy_server::KEY_ID && policies < POLICY_SERVERS_MAX;
+            let is_needed = (is_kept(server) && left > 0) || is_policy;
+            count += usize::from(!is_needed);
+            if is_needed {
+                left = left.saturating_sub(1);
+                policies += usize::from(is_policy);
+                of_server.json(key_id, *signature);
+            }
+        }
+        if left < KEYS_MAX {
+            kept.json(server, &of_server.finish());
+        }
+    }
+    if count == 0 {
+        return Ok(None);
+    }
+    let fields: BTreeMap<Cow<'_, str>, &RawValue> =
+        serde_json::from_slice(received.json()).map_err(|error| misfit(&error))?;
+    let mut whole = Object::with_capacity(received.json().len());
+    let kept = kept.finish();
+    for (field, value) in fields {
+        if field == "signatures" { whole.json(&field, &kept) } else { whole.json(&field, value) }
+    }
+    Ok(Some(Bytes::copy_from_slice(whole.finish().as_str().as_bytes())))
 }
 
 /// Gives the signatures of one server, by the ids of its keys. What is no signature by ed25519 is left out, because keys of
@@ -526,6 +579,26 @@ mod tests {
             come(11, &event).unwrap().verify(|_, _| None).is_ok(),
             "the rules judge the identity server's signature"
         );
+    }
+
+    #[test]
+    fn signatures_that_nobody_needs_are_left_out() {
+        let (id, mut event) = built(11, MEMBER, Some("@bob:b.example"), json!({ "membership": "leave" }));
+        let before = Signed::read(NUM, &room(11), event.to_string().as_bytes()).unwrap();
+        for number in 0..100 {
+            event["signatures"]["b.example"][format!("ed25519:x{number}")] = json!("AA");
+            event["signatures"][format!("p{number}.example")] =
+                json!({ (policy_server::KEY_ID): "AA", "ed25519:a": "AA" });
+        }
+        let signed = Signed::read(NUM, &room(11), event.to_string().as_bytes()).unwrap();
+        assert_eq!((signed.unverified().id.clone(), signed.is_redacted()), (id, false));
+        let kept: Value = serde_json::from_slice(signed.json()).unwrap();
+        let kept = kept["signatures"].as_object().unwrap();
+        assert_eq!(kept.len(), 1 + POLICY_SERVERS_MAX);
+        assert_eq!(kept["b.example"].as_object().unwrap().len(), KEYS_MAX);
+        assert_eq!(kept["p0.example"], json!({ (policy_server::KEY_ID): "AA" }));
+        assert!(signed.verify(find_key).is_ok(), "the right one is the first of them");
+        assert!(before.json().len() < 1_000);
     }
 
     #[test]
