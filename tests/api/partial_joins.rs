@@ -1,5 +1,6 @@
 //! Joins of rooms of which the members are left out, and learnt afterwards (server-server API, "PUT /send_join"; MSC3706, MSC3902).
 
+mod after_a_gap;
 mod claims;
 mod coming_back;
 mod traps;

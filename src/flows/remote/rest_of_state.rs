@@ -86,6 +86,8 @@ pub(crate) async fn complete(app: &App, room: RoomNum, timer: &Timer) -> Result<
         fill(app, room, &wanted).await?;
     }
     revise::revise(app, room, timer).await?;
+    // Events that came after a gap may have waited for this.
+    app.staged.hurry(room);
     app.completing.note();
     Ok(true)
 }

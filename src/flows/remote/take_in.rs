@@ -453,6 +453,13 @@ impl<'a> Gap<'a> {
     /// Takes in an event by the state before it, which is fetched; `None` where that cannot be had now.
     async fn take_in_with_state(&mut self, event: &Received) -> Result<Option<Outcome>> {
         let (app, room, origin) = (self.app().clone(), self.fetch.num, self.origin.clone());
+        let row = require_row(&*app.store.snapshot(), room)?;
+        if row.partial.is_some_and(|partial| !partial.is_filled) {
+            // A state is written as what differs from one that is stored. Somebody who is in neither is no difference, and would be in
+            // both once it is learnt that they were in the room when we joined it.
+            tracing::debug!(%room, event = %event.id(), "an event waits until the members of the room are known: a state would have to be fetched for it");
+            return Ok(None);
+        }
         let may_fetch = match self.states {
             States::Came => !self.fetch.budget.is_over(&app),
             States::NoneYet => app.gaps.may_fetch_state(room, &origin, app.env.uptime()),
