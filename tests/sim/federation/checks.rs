@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
@@ -10,7 +11,7 @@ use aqueduct::{
     ids::{EventNum, Order, RoomNum, StateKeyNum},
     rooms::{self, event, state, timeline},
     schema::{self, events::Place, state::StateValue},
-    store::Direction,
+    store::{Direction, Snapshot},
 };
 use http::{Method, StatusCode};
 use ruma::{EventId, RoomId};
@@ -70,17 +71,35 @@ pub(crate) async fn settle(world: &World, people: &People) {
 /// Describes what servers do not agree on; in a replay also with all that they have of the room.
 fn explain(world: &World, found: Option<Disagreement>) -> String {
     let Some(found) = found else { return String::new() };
+    note_graphs(world, &found.room);
+    report::describe(world, &found)
+}
+
+/// Prints in a replay all that the servers have of a room.
+fn note_graphs(world: &World, room: &str) {
     for place in 0..SERVERS {
-        for line in world.app(place).iter().flat_map(|app| report::list_graph(app, &found.room)) {
+        for line in world.app(place).iter().flat_map(|app| report::list_graph(app, room)) {
             world.wire.note(|| format!("s{place} has {line}"));
         }
     }
+}
+
+/// Describes where each server keeps an event that somebody misses; in a replay also all that they have of the room.
+fn explain_missed(world: &World, room: &str, event_id: &str) -> String {
+    note_graphs(world, room);
+    let found = Disagreement {
+        what: String::new(),
+        room: room.to_owned(),
+        keys: Vec::new(),
+        events: vec![event_id.to_owned()],
+    };
     report::describe(world, &found)
 }
 
 /// Has people join again whose join came into the room and was not answered, so that their own server does not know of it. No
 /// server can find that out by itself: its users see that they are not in, and try again. In the same way nobody tells a server
-/// of a removal while the room shuts the server out, so that those who were removed leave.
+/// of a removal while the room shuts the server out, so that those who were removed leave; and so do those whose join all others
+/// soft-failed, of whom nobody who could say so is in the room any more.
 async fn move_again(world: &World, people: &People) {
     let rooms = people.rooms.borrow().clone();
     for room in &rooms {
@@ -94,9 +113,11 @@ async fn move_again(world: &World, people: &People) {
                 world.wire.note(|| format!("{who} joins {} again: {status} {json}", room.id));
             }
         }
-        for person in people.persons.iter().filter(|_| people.was_closed(room)) {
+        for person in people.persons.iter().filter(|person| !joined.contains(&person.user_id)) {
             let is_in = list_joined(world, person).await.contains(&room.id);
-            if is_in && !joined.contains(&person.user_id) {
+            if is_in
+                && (people.was_closed(room) || is_soft_failed_for_all(world, person, &room.id, &joined).await)
+            {
                 let at = path(&room.id, "leave");
                 let (status, json) = person.insist(world, Method::POST, &at, serde_json::json!({})).await;
                 let who = &person.user_id;
@@ -104,6 +125,28 @@ async fn move_again(world: &World, people: &People) {
             }
         }
     }
+}
+
+/// Whether the event by which a person is in a room is soft-failed at all servers of those who are in it for its maker. Then no event
+/// of theirs cites it, and nobody tells the person's server of the state without it.
+async fn is_soft_failed_for_all(
+    world: &World,
+    person: &Person,
+    room: &str,
+    joined: &BTreeSet<String>,
+) -> bool {
+    let (state, _) = read_state(world, person, room).await;
+    let Some(event_id) = state.get(&("m.room.member".to_owned(), person.user_id.clone())) else {
+        return false;
+    };
+    let is_there = |place: usize| joined.iter().any(|user| user.ends_with(&format!(":{}", name(place))));
+    (0..SERVERS).filter(|place| is_there(*place)).all(|place| {
+        let found = find_stored(&world.app(place).unwrap(), room, event_id);
+        found.is_some_and(|(snapshot, room, event)| {
+            schema::ASIDE.get(&*snapshot, (room, event)).unwrap().is_some_and(|aside| !aside.rejected)
+                && schema::PLACE.get(&*snapshot, (room, event)).unwrap() == Some(Place::Aside)
+        })
+    })
 }
 
 async fn list_joined(world: &World, person: &Person) -> BTreeSet<String> {
@@ -224,11 +267,17 @@ async fn list_events(world: &World, person: &Person, room: &str) -> Vec<Value> {
 
 /// Where a server keeps an event of a room.
 fn find_place(app: &App, room: &str, event_id: &str) -> Option<Place> {
+    let (snapshot, room, event) = find_stored(app, room, event_id)?;
+    schema::PLACE.get(&*snapshot, (room, event)).unwrap()
+}
+
+/// The numbers of a room and of an event of it at a server, in a snapshot of what the server has.
+fn find_stored(app: &App, room: &str, event_id: &str) -> Option<(Arc<Snapshot>, RoomNum, EventNum)> {
     let snapshot = app.store.snapshot();
     let room = rooms::find_room(&*snapshot, <&RoomId>::try_from(room).unwrap()).unwrap()?;
     let event_id = <&EventId>::try_from(event_id).unwrap();
-    let num = event::find_num(&*snapshot, room, event_id).unwrap()?;
-    schema::PLACE.get(&*snapshot, (room, num)).unwrap()
+    let event = event::find_num(&*snapshot, room, event_id).unwrap()?;
+    Some((snapshot, room, event))
 }
 
 async fn check_room(world: &World, people: &People, person: &Person, room: &Room) {
@@ -262,7 +311,12 @@ async fn check_room(world: &World, people: &People, person: &Person, room: &Room
             // Events of a server that is no longer in the room may have come too late to be taken in.
             let may_miss = !is_own && !servers.contains(&name(sender.place()));
             let is_aside = !is_own && place == Some(Place::Aside);
-            assert!(may_miss || is_aside, "{who} misses {event_id} ({}), place: {place:?}", said.body);
+            assert!(
+                may_miss || is_aside,
+                "{who} misses {event_id} ({}): {}",
+                said.body,
+                explain_missed(world, &room.id, event_id)
+            );
         }
         if is_own && redacted.contains(event_id) {
             assert_eq!(times, 0, "{who} sees {} unredacted", said.body);

@@ -64,7 +64,11 @@ impl View<'_> {
         };
         let aside = schema::ASIDE.get(self.snapshot, (self.room, event)).unwrap();
         match (schema::PLACE.get(self.snapshot, (self.room, event)).unwrap(), aside) {
-            (Some(Place::Timeline(order)), _) => format!("in the timeline at {order:?}"),
+            (Some(Place::Timeline(order)), _) => {
+                let row = schema::TIMELINE.get(self.snapshot, (self.room, order)).unwrap();
+                let is_withdrawn = row.is_some_and(|row| row.header.rejected);
+                format!("in the timeline at {order:?}{}", if is_withdrawn { ", withdrawn" } else { "" })
+            }
             (_, Some(aside)) if aside.rejected => format!("rejected: {}", aside.why),
             (_, Some(aside)) => format!("aside: {}", aside.why),
             (place, None) => format!("{place:?}"),
