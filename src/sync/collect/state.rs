@@ -157,7 +157,7 @@ fn heard_before(changes: &[(Order, StateValue)], now: StateValue) -> Option<Stat
     let after = changes.iter().skip(1).map(|(_, prior)| *prior).chain([now]);
     let mut steps = changes.iter().zip(after).filter(|((order, _), _)| order.minor == 0);
     let is_late = steps.any(|((_, prior), after)| {
-        // Whoever has heard of the value all the same is told once more.
+        // A client that has heard of the value all the same is told once more.
         *prior == after || (*prior == StateValue::Absent && after == known)
     });
     Some(if is_late { StateValue::Absent } else { known })

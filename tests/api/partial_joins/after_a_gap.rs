@@ -8,8 +8,8 @@ fn state_ids(state: &[String], all: &[Made]) -> Value {
     json!({ "pdu_ids": state, "auth_chain_ids": chain })
 }
 
-fn sorted(state: &Elsewhere) -> Vec<String> {
-    let mut ids: Vec<_> = state.state.values().map(|made| made.id.to_string()).collect();
+fn sorted_ids(room: &Elsewhere) -> Vec<String> {
+    let mut ids: Vec<_> = room.state.values().map(|made| made.id.to_string()).collect();
     ids.sort();
     ids
 }
@@ -21,11 +21,11 @@ async fn who_came_into_the_room_after_an_event_is_no_part_of_the_state_before_it
     // Nobody gives us the event on which the one stands that comes late, nor tells of the gap.
     let missing = room.add("m.room.message", None, json!({ "body": "nobody has this one" }));
     let late = room.event(ALICE, "m.room.message", None, json!({ "body": "late" }));
-    let before_late = sorted(&room);
+    let before_late = sorted_ids(&room);
     for user in [CHARLIE, DEREK] {
         room.add_by(user, "m.room.member", Some(user), json!({ "membership": "join" }));
     }
-    let (now, all) = (sorted(&room), room.events.clone());
+    let (now, all) = (sorted_ids(&room), room.events.clone());
     let mut scene = Scene::of(room).await;
     let (keys, is_open) =
         (own_keys("a.example", 9, "k").unwrap().document(BEGAN_MS), Arc::clone(&scene.is_open));
