@@ -14,6 +14,7 @@ pub mod extract;
 pub(crate) mod head;
 mod misfit;
 mod pages;
+mod parameters;
 pub mod policy;
 pub mod raw;
 mod receive;

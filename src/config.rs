@@ -7,12 +7,12 @@ mod size;
 
 use serde::{Deserialize, Serialize};
 
-pub use bounds::ROOM_VERSIONS;
+pub use bounds::{ROOM_VERSIONS, UPLOAD_BYTES_MAX};
 pub use load::{ENVIRONMENT_PREFIX, Problem, list_unknown_variables};
 pub use sections::{
-    Bucket, Durability, EncryptNew, Federation, Limits, Listener, Log, LogFormat, Metrics, Outbound,
-    Passwords, Presence, Registration, RegistrationMode, Rendezvous, RendezvousMode, Retention, Rooms,
-    Search, Server, Storage, Tls,
+    Bucket, Durability, EncryptNew, Federation, Limits, Listener, Log, LogFormat, Media, Metrics, Outbound,
+    Passwords, Presence, Previews, Registration, RegistrationMode, Rendezvous, RendezvousMode, Retention,
+    Rooms, Search, Server, Storage, Tls,
 };
 pub use size::Size;
 
@@ -43,8 +43,12 @@ pub struct Config {
     pub federation: Federation,
     /// Bounds of the requests that this server makes itself.
     pub outbound: Outbound,
+    /// The apps that the push gateway delivers to.
+    pub push_gateway: push_gateway::Settings,
     /// Says whether messages are searched, and what their index may take.
     pub search: Search,
+    /// Where files lie that users share, how large they may be, and for how long they are kept.
+    pub media: Media,
     /// Bounds of how much clients may ask for, and how often.
     pub limits: Limits,
     /// How much is logged, and in which form.
@@ -67,7 +71,9 @@ impl Default for Config {
             storage: Storage::default(),
             federation: Federation::default(),
             outbound: Outbound::default(),
+            push_gateway: push_gateway::Settings::default(),
             search: Search::default(),
+            media: Media::default(),
             limits: Limits::default(),
             log: Log::default(),
             metrics: Metrics::default(),

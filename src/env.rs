@@ -53,12 +53,24 @@ pub enum Long {
     History,
     /// The call writes to the index of search.
     Indexing,
+    /// The call reads or writes a piece of a file of media.
+    Media,
+    /// The call makes a thumbnail.
+    Thumbnail,
 }
 
 impl Long {
     /// All kinds, in the order in which [`Env`] keeps their pools.
-    pub const ALL: [Self; 6] =
-        [Self::Password, Self::Search, Self::Resolution, Self::Maintenance, Self::History, Self::Indexing];
+    pub const ALL: [Self; LONG_KINDS] = [
+        Self::Password,
+        Self::Search,
+        Self::Resolution,
+        Self::Maintenance,
+        Self::History,
+        Self::Indexing,
+        Self::Media,
+        Self::Thumbnail,
+    ];
 
     /// The number of calls of this kind that run at once, and the number of calls that may wait besides.
     pub const fn bounds(self) -> (usize, usize) {
@@ -69,6 +81,10 @@ impl Long {
             Self::Search => (2, 64),
             Self::Resolution | Self::History => (2, 64),
             Self::Maintenance | Self::Indexing => (1, 4),
+            // Each transfer that is under way has one call, and a disk that is slow holds up nothing else.
+            Self::Media => (16, 4096),
+            // A thumbnail may take a hundred megabytes while it is made.
+            Self::Thumbnail => (2, 64),
         }
     }
 
@@ -81,9 +97,14 @@ impl Long {
             Self::Maintenance => "maintenance",
             Self::History => "history",
             Self::Indexing => "indexing",
+            Self::Media => "media",
+            Self::Thumbnail => "thumbnails",
         }
     }
 }
+
+/// The number of kinds of long calls.
+const LONG_KINDS: usize = 8;
 
 impl Pool {
     fn of_long(kind: Long) -> Self {
@@ -96,13 +117,15 @@ impl Pool {
 #[derive(Clone)]
 pub struct Env(Arc<Inner>);
 
-/// The way out to other servers: DNS and HTTPS.
+/// The way out to other servers and to pages of the web: DNS, HTTPS and HTTP.
 #[derive(Clone)]
 pub struct Network {
     /// Finds the addresses of names.
     pub resolver: Arc<dyn Resolver>,
     /// Sends requests to servers over HTTPS.
     pub transport: Arc<dyn Transport>,
+    /// Sends requests for pages of the web, over connections of its own.
+    pub web: Arc<dyn Transport>,
 }
 
 struct Inner {
@@ -120,7 +143,7 @@ struct Inner {
     short: Pool,
     writing: Pool,
     /// The pools of the kinds of long calls, in the order of [`Long::ALL`].
-    long: [Pool; 6],
+    long: [Pool; LONG_KINDS],
 }
 
 impl Env {
@@ -328,7 +351,8 @@ impl Env {
     }
 
     fn pool(&self, kind: Long) -> &Pool {
-        let [passwords, searches, resolutions, maintenance, history, indexing] = &self.0.long;
+        let [passwords, searches, resolutions, maintenance, history, indexing, media, thumbnails] =
+            &self.0.long;
         match kind {
             Long::Password => passwords,
             Long::Search => searches,
@@ -336,11 +360,13 @@ impl Env {
             Long::Maintenance => maintenance,
             Long::History => history,
             Long::Indexing => indexing,
+            Long::Media => media,
+            Long::Thumbnail => thumbnails,
         }
     }
 
     /// The number of long calls of each kind that run or wait, by the name of their queue.
-    pub fn long_calls(&self) -> [(&'static str, usize); 6] {
+    pub fn long_calls(&self) -> [(&'static str, usize); LONG_KINDS] {
         Long::ALL.map(|kind| (kind.name(), self.pool(kind).call_count()))
     }
 

@@ -9,6 +9,7 @@ pub mod jobs;
 pub mod keys;
 mod lanes;
 pub mod limits;
+pub mod media;
 pub(crate) mod membership;
 pub mod operator;
 mod places;
@@ -31,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     accounts::Accounts,
     config::Config,
-    delivery::servers::Servers,
+    delivery::{gateways::Gateways, servers::Servers},
     env::Env,
     error::{Error, Result},
     metrics::Metrics,
@@ -98,8 +99,16 @@ pub struct Services {
     pub sharing: sharing::Sharing,
     /// The index of search, which follows the log.
     pub searching: searching::Searching,
+    /// The media repository: its files, and those that are arriving.
+    pub media: media::Media,
+    /// The looks at pages of the web that are under way for users, and which hosts may be asked.
+    pub previews: media::preview::Previews,
     /// Tells other servers what happens here.
     pub delivery: Servers,
+    /// Tells push gateways what our users are to be notified of.
+    pub gateways: Gateways,
+    /// The push gateway, where an app is configured for it.
+    pub push_gateway: Option<push_gateway::Gateway>,
 }
 
 impl App {

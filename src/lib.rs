@@ -14,6 +14,7 @@ pub mod metrics;
 // These are plain functions over a snapshot or a batch; none of them waits.
 pub mod store;
 pub mod schema;
+pub mod media;
 pub mod accounts;
 pub mod rooms;
 pub mod encryption;

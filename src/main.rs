@@ -1,5 +1,7 @@
 //! The command line: `serve` (the default), and the operator's commands.
 
+#[path = "main/media.rs"]
+mod media;
 #[path = "main/words.rs"]
 mod words;
 
@@ -17,6 +19,7 @@ use aqueduct::{
 };
 use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
+use media::MediaCommand;
 use serde_json::{Value, json};
 use words::for_people;
 
@@ -59,6 +62,8 @@ struct Cli {
 enum Command {
     /// Run the server (the default).
     Serve,
+    /// Run the push gateway alone, for the apps in the settings.
+    PushGateway,
     /// Check the settings in the file and the environment.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -80,6 +85,9 @@ enum Command {
     /// Look at the index of search in messages, and build it anew.
     #[command(subcommand)]
     Search(SearchCommand),
+    /// Look at files of the media repository, have them given to nobody, and delete them.
+    #[command(subcommand)]
+    Media(MediaCommand),
     /// Say where an event stands in its room, and whether and why a user sees it.
     Explain {
         /// The id of the event, as `$...`.
@@ -294,6 +302,13 @@ fn run(cli: &Cli) -> Result<ExitCode, String> {
             runtime.shutdown_timeout(THREADS_END_MAX);
             return ended.map(|_| ExitCode::SUCCESS).map_err(|error| operator::sentence(&error));
         }
+        Some(Command::PushGateway) => {
+            server::logging::begin(&config.log).map_err(|error| operator::sentence(&error))?;
+            let runtime = runtime()?;
+            let ended = runtime.block_on(server::gateway::serve(config));
+            runtime.shutdown_timeout(THREADS_END_MAX);
+            return ended.map(|()| ExitCode::SUCCESS).map_err(|error| operator::sentence(&error));
+        }
         Some(Command::Config(ConfigCommand::Check)) => {
             let unknown = config::list_unknown_variables(variables());
             if !unknown.is_empty() {
@@ -329,6 +344,7 @@ fn run(cli: &Cli) -> Result<ExitCode, String> {
         Some(Command::Token(command)) => token_operation(command),
         Some(Command::Search(SearchCommand::Rebuild)) => Operation::RebuildSearch,
         Some(Command::Search(SearchCommand::Status)) => Operation::SearchStatus,
+        Some(Command::Media(command)) => Operation::Media(command.operation()?),
         Some(Command::Report(ReportCommand::List)) => Operation::ListReports,
         Some(Command::Report(ReportCommand::Dismiss { by, about })) => {
             Operation::DismissReport { by: by.clone(), about: about.clone() }
@@ -454,6 +470,7 @@ fn for_programs(outcome: &Outcome) -> Value {
         Outcome::BackedUp(it) => json!(it),
         Outcome::Restored(it) => json!(it),
         Outcome::Explained(it) => json!(it),
+        Outcome::Media(it) => json!(it),
         Outcome::Checked(it) => json!(it),
         Outcome::Servers(it) => json!(it),
         Outcome::ServerRetried(it) => json!(it),

@@ -68,6 +68,12 @@ struct EduLabels {
     taken: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PushLabels {
+    kind: &'static str,
+    outcome: &'static str,
+}
+
 #[derive(Debug)]
 struct Inner {
     registry: Registry,
@@ -100,6 +106,11 @@ struct Inner {
     federation_waiting: Gauge<i64, AtomicI64>,
     federation_failing: Gauge<i64, AtomicI64>,
     federation_lag: Gauge<i64, AtomicI64>,
+    pushes_sent: Counter,
+    pushes_failed: Counter,
+    pushers: Gauge<i64, AtomicI64>,
+    pushers_behind: Gauge<i64, AtomicI64>,
+    push_gateway_devices: Family<PushLabels, Counter>,
 }
 
 /// The buckets of times, in seconds: from 0.1 ms to 26 s, each four times the one before.
@@ -147,6 +158,11 @@ impl Metrics {
             federation_waiting: Gauge::default(),
             federation_failing: Gauge::default(),
             federation_lag: Gauge::default(),
+            pushes_sent: Counter::default(),
+            pushes_failed: Counter::default(),
+            pushers: Gauge::default(),
+            pushers_behind: Gauge::default(),
+            push_gateway_devices: Family::default(),
         };
         inner.register();
         Self(Arc::new(inner))
@@ -210,12 +226,29 @@ impl Metrics {
         self.0.federation_failures.inc();
     }
 
+    /// Counts a request to a push gateway, which the gateway took or did not take.
+    pub fn pushed(&self, is_taken: bool) {
+        let counter = if is_taken { &self.0.pushes_sent } else { &self.0.pushes_failed };
+        counter.inc();
+    }
+
+    /// Sets how many pushers are on, and how many of these are behind because their gateways do not take what they are sent.
+    pub fn pushers(&self, all: usize, behind: usize) {
+        self.0.pushers.set(i64::try_from(all).unwrap_or(i64::MAX));
+        self.0.pushers_behind.set(i64::try_from(behind).unwrap_or(i64::MAX));
+    }
+
     /// Sets for how many other servers something waits or that do not answer, how many do not answer, and how many positions of
     /// the log are still to be told.
     pub fn servers_waiting(&self, waiting: usize, failing: usize, lag: u64) {
         self.0.federation_waiting.set(i64::try_from(waiting).unwrap_or(i64::MAX));
         self.0.federation_failing.set(i64::try_from(failing).unwrap_or(i64::MAX));
         self.0.federation_lag.set(i64::try_from(lag).unwrap_or(i64::MAX));
+    }
+
+    /// Counts a device that the push gateway has dealt with, by the kind of its app and by what became of it.
+    pub fn gateway_pushed(&self, kind: &'static str, outcome: &'static str) {
+        self.0.push_gateway_devices.get_or_create(&PushLabels { kind, outcome }).inc();
     }
 
     /// Counts a connection that was opened (1) or closed (-1).
@@ -313,6 +346,14 @@ impl Inner {
             "Times that another server did not take what it was to be told",
             self.federation_failures.clone(),
         );
+        r.register("pushes_sent", "Requests that push gateways took", self.pushes_sent.clone());
+        r.register("pushes_failed", "Requests that push gateways did not take", self.pushes_failed.clone());
+        r.register("pushers", "Pushers that are on", self.pushers.clone());
+        r.register(
+            "pushers_behind",
+            "Pushers whose gateways do not take what they are sent",
+            self.pushers_behind.clone(),
+        );
         r.register(
             "federation_servers_waiting",
             "Servers for which something waits or that do not answer",
@@ -327,6 +368,11 @@ impl Inner {
             "federation_lag_positions",
             "Positions of the log that are still to be told to other servers",
             self.federation_lag.clone(),
+        );
+        r.register(
+            "push_gateway_devices",
+            "Devices that the push gateway has dealt with",
+            self.push_gateway_devices.clone(),
         );
         r.register("http_connections", "Connections open now", self.connections.clone());
         r.register("sockets", "WebSockets open now", self.sockets.clone());
@@ -391,6 +437,10 @@ mod tests {
         metrics.told_server(5, 2);
         metrics.server_failed();
         metrics.servers_waiting(3, 1, 4);
+        metrics.pushed(true);
+        metrics.pushed(false);
+        metrics.pushers(6, 2);
+        metrics.gateway_pushed("fcm", "gone");
         let text = metrics.text();
         for line in [
             r#"aqueduct_http_requests_total{method="GET",route="/_matrix/client/versions",status="200"} 1"#,
@@ -416,6 +466,11 @@ mod tests {
             "aqueduct_federation_servers_waiting 3",
             "aqueduct_federation_servers_failing 1",
             "aqueduct_federation_lag_positions 4",
+            "aqueduct_pushes_sent_total 1",
+            "aqueduct_pushes_failed_total 1",
+            "aqueduct_pushers 6",
+            "aqueduct_pushers_behind 2",
+            r#"aqueduct_push_gateway_devices_total{kind="fcm",outcome="gone"} 1"#,
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }

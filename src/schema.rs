@@ -17,6 +17,8 @@ pub mod event_types;
 pub mod events;
 pub mod jobs;
 pub mod marked;
+pub mod media;
+pub mod previews;
 pub mod rooms;
 pub mod state;
 pub mod sync;
@@ -238,6 +240,9 @@ tables! {
     106 PUSHERS((UserNum, String, String) => Json<push::PusherRow>) in Accounts, User of "push::pushers";
     /// The users who have a pusher of this app id and pushkey.
     107 PUSHER_OWNERS((String, String, UserNum) => ()) in Accounts, User of "push::pushers";
+    /// How far a pusher has come, by user, app id and pushkey. The pusher's own row says whether there is one. Whoever moves it expects the
+    /// row that they read.
+    109 PUSHER_PLACES((UserNum, String, String) => push::PusherPlace) in Notes, Store of "push::places";
 
     // --- sync and notes: 110-129 ---
 
@@ -333,6 +338,31 @@ tables! {
     194 STICKY_SENDER((RoomNum, String, Position) => ()) in Index, Room of "rooms::sticky";
     /// A sticky event that is soft-failed, by its sender: until when it is sticky.
     195 STICKY_ASIDE((RoomNum, String, EventNum) => u64) in Index, Room of "rooms::sticky";
+
+    // --- media: 221-229 ---
+
+    /// A blob by the SHA-256 of its bytes: they are stored once, however many items have them.
+    221 MEDIA_BLOB([u8; 32] => Json<media::BlobRow>) in Index, Server of "media::objects";
+    /// An item or a thumbnail that has the bytes of a blob: server and media id, and the kind of thumbnail or nothing.
+    222 MEDIA_REF(([u8; 32], String, String, String) => ()) in Index, Server of "media::objects";
+    /// The number and the bytes of all blobs.
+    223 MEDIA_TOTAL(() => Json<media::TotalRow>) in Index, Server of "media::objects";
+    /// An item by server and media id, of this server or fetched from another.
+    224 MEDIA_ITEM((String, String) => Json<media::ItemRow>) in Index, Server of "media::items";
+    /// The items of a user by the time at which they were made.
+    225 MEDIA_OF_USER((UserNum, u64, String) => ()) in Accounts, User of "media::items";
+    /// How much media a user has.
+    226 MEDIA_USED(UserNum => Json<media::UsedRow>) in Accounts, User of "media::items";
+    /// When an item was last given to somebody, by server and media id. It is written by notes, an hour apart.
+    227 MEDIA_SEEN((String, String) => u64) in Notes, Store of "media::items", local;
+    /// A thumbnail of an item: server, media id, and the kind of thumbnail.
+    228 MEDIA_THUMBNAIL((String, String, String) => Json<media::ThumbnailRow>) in Index, Server of "media::items";
+
+    // --- previews of URLs: 230-231 ---
+
+    /// The outcome of asking for a page of the web, by the SHA-256 of its URL and the time at which it was asked, in milliseconds
+    /// since the epoch.
+    230 URL_PREVIEW(([u8; 32], u64) => Json<previews::PreviewRow>) in Notes, Server of "media::preview::rows", local;
 }
 
 /// Lists all tables, those of the store included.

@@ -2,6 +2,7 @@
 //! and stop.
 
 pub mod flusher;
+pub mod gateway;
 mod identity;
 mod connections;
 mod lead;
@@ -22,13 +23,14 @@ use crate::{
     accounts::Accounts,
     api,
     config::Config,
-    delivery::servers::Servers,
+    delivery::{gateways::Gateways, servers::Servers},
     env::Env,
     error::Result,
     flows::{
         App, Services, commit, follow_up,
         jobs::Running,
         limits::RateLimits,
+        media::{Media, preview, preview::Previews},
         operator::signing_keys,
         policy_server::PolicyServers,
         remote::{self, Remote, gaps::Gaps, receive::Lanes, staged::Staged},
@@ -93,8 +95,13 @@ impl Server {
             remote.client.clone(),
             config.server.name.clone(),
         );
+        let gateways =
+            Gateways::new(env.clone(), store.clone(), metrics.clone(), push.clone(), remote.web.clone());
         let limits = RateLimits::new(env.clone(), &config.limits);
+        let push_gateway = gateway::open(&config, &env, &metrics)?;
         let searching = Searching::open(&config.search, &env, &store, &config.server.data_dir);
+        let media = Media::new(&config);
+        let previews = Previews::new(&config);
         let app = App::new(Services {
             env,
             store,
@@ -120,7 +127,11 @@ impl Server {
             staged,
             sharing: Sharing::default(),
             searching,
+            media,
+            previews,
             delivery,
+            gateways,
+            push_gateway,
         });
         let (woken, flushed) = (app.clone(), app.clone());
         let wake = move |wake| write::on_publish(&woken, wake);
@@ -137,6 +148,7 @@ impl Server {
             readers::start(&app, lead, &read_on)?;
             remote::staged::begin_all(&app);
             app.env.spawn(remote::forget::run(app.clone()));
+            app.env.spawn(preview::forget(app.clone()));
             let inner = app.clone();
             app.env.spawn(async move {
                 if let Err(error) = commit::clear_unfinished(&inner).await {

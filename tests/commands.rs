@@ -70,7 +70,11 @@ impl Home {
     }
 
     fn serve(&self) -> Running {
-        let mut child = self.command(&[]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        self.run_until_stopped(&[])
+    }
+
+    fn run_until_stopped(&self, args: &[&str]) -> Running {
+        let mut child = self.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let began = Instant::now();
         while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
             if let Some(status) = child.try_wait().unwrap() {
@@ -143,6 +147,33 @@ fn usage_and_refusals_have_their_exit_codes() {
     }
     let output = home.run(&["--config", "absent.toml", "config", "check"]);
     assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn the_push_gateway_runs_alone_and_opens_no_store() {
+    let home = Home::new();
+    let output = home.run(&["push-gateway"]);
+    assert_eq!(output.status.code(), Some(1));
+    let why = String::from_utf8(output.stderr).unwrap();
+    assert!(why.contains("expected at least one [[push_gateway.app]]"), "{why}");
+    home.write("[[push_gateway.app]]\nid = \"*\"\nkind = \"apns\"\nkey_file = \"none.p8\"\n");
+    let output = home.run(&["push-gateway"]);
+    let why = String::from_utf8(output.stderr).unwrap();
+    assert!(why.contains("conduit.toml, line 4, push_gateway.app.0.key_file: "), "{why}");
+
+    home.write("[[push_gateway.app]]\nid = \"*\"\nkind = \"unifiedpush\"\n");
+    let running = home.run_until_stopped(&["push-gateway"]);
+    let answer = running.request("GET /_matrix/push/v1/notify", "");
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("unifiedpush"), "{answer}");
+    let inside = r#"{"notification":{"devices":[{"app_id":"x","pushkey":"https://127.0.0.1/SECRET"}]}}"#;
+    let answer = running.request("POST /_matrix/push/v1/notify", inside);
+    assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("not public"), "{answer}");
+    let answer = running.request("GET /_matrix/client/versions", "");
+    assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
+    let (_, log) = running.stop("-TERM");
+    assert!(log.contains("the push gateway runs") && log.contains("/_matrix/push/v1/notify"), "{log}");
+    assert!(!log.contains("SECRET"), "{log}");
+    assert!(!home.path().join("data").exists());
 }
 
 #[test]
@@ -510,7 +541,7 @@ fn who_sends_all_before_listening_gets_the_answer_whole() {
     let running = home.serve();
     for (head, megabytes, status, code) in [
         ("POST /_matrix/client/v3/nowhere", 1, "404", "M_UNRECOGNIZED"),
-        ("POST /_matrix/media/v3/upload", 10, "404", "M_UNRECOGNIZED"),
+        ("POST /_matrix/media/v3/upload", 10, "401", "M_MISSING_TOKEN"),
         ("PUT /_matrix/client/v3/login", 1, "405", "M_UNRECOGNIZED"),
         ("POST /_matrix/client/v3/createRoom", 10, "401", "M_MISSING_TOKEN"),
         ("POST /_matrix/client/v3/login", 17, "413", "M_TOO_LARGE"),

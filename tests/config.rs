@@ -35,6 +35,12 @@ fn every_setting_is_explained() {
         }
     }
     // Settings without a default can't stand there as values.
+    let of_apps = ["id", "kind", "payload", "ttl_s", "vapid_key_file", "vapid_contact", "hosts_allowed"];
+    let of_providers =
+        ["service_account_file", "message", "key_file", "key_id", "team_id", "topic", "sandbox"];
+    for key in of_apps.into_iter().chain(of_providers).chain(["push_type", "token_encoding", "url"]) {
+        assert!(TEXT.contains(&format!("\n# {key} = ")), "push_gateway.app: {key}");
+    }
     for optional in ["unix = ", "tls = ", "certificate = ", "key = "] {
         assert!(TEXT.contains(optional), "{optional}");
     }

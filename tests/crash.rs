@@ -11,6 +11,9 @@
     reason = "what is not as expected fails the test; the processes and clocks are real"
 )]
 
+#[path = "crash/media.rs"]
+mod media;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::{BufRead, BufReader, Read, Write},

@@ -117,9 +117,9 @@ fn own_sources() -> impl Iterator<Item = Source> {
     files("src", "rs").into_iter().filter(|source| !source.is_test())
 }
 
-/// The files of `src/` and `tests/`.
+/// The files of `src/`, `tests/` and `appservices/`.
 fn all_sources() -> impl Iterator<Item = Source> {
-    files("src", "rs").into_iter().chain(files("tests", "rs"))
+    ["src", "tests", "appservices"].into_iter().flat_map(|below| files(below, "rs"))
 }
 
 /// The lines of a text with their numbers, from 1 on.

@@ -4,6 +4,7 @@
 //! A failure says who is at fault, so that callers know whether to try again.
 
 mod places;
+mod streamed;
 #[cfg(test)]
 mod tests;
 
@@ -22,6 +23,7 @@ use crate::{
 };
 
 pub use places::Lane;
+pub use streamed::Streamed;
 
 /// At most this many bytes of small answers are in memory at once.
 const SMALL_ANSWERS_BYTES_MAX: usize = 32 << 20;
@@ -38,6 +40,9 @@ const MESSAGE_CHARACTERS_MAX: usize = 300;
 const ERRCODE_CHARACTERS_MAX: usize = 100;
 /// Nobody is asked to wait longer than this, whatever the other server says.
 const RETRY_AFTER_MS_MAX: u64 = 3_600_000;
+
+/// The name by which other servers know the program that asks.
+const AGENT: &str = concat!("Aqueduct/", env!("CARGO_PKG_VERSION"));
 
 /// How long a request may take, and how large its answer may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -228,8 +233,7 @@ impl Caller {
         mut request: Request<Bytes>,
         options: Options,
     ) -> Result<Response<Body>, Failure> {
-        let agent = HeaderValue::from_static(concat!("Aqueduct/", env!("CARGO_PKG_VERSION")));
-        request.headers_mut().entry(header::USER_AGENT).or_insert(agent);
+        request.headers_mut().entry(header::USER_AGENT).or_insert(HeaderValue::from_static(AGENT));
         let sending = self.0.ports.transport.send(found.target.clone(), request);
         let sent = tokio::time::timeout(options.begins, sending).await;
         sent.map_err(|_| Failure::TimedOut)?.map_err(|error| {
@@ -249,7 +253,7 @@ impl Caller {
         let memory = match options.lane {
             Lane::Keys => &self.0.memory_of_keys,
             Lane::Deliveries => &self.0.memory_of_deliveries,
-            Lane::Requests | Lane::Devices | Lane::Fetches | Lane::Signatures => &self.0.memory,
+            Lane::Requests | Lane::Devices | Lane::Fetches | Lane::Signatures | Lane::Media => &self.0.memory,
         };
         let memory = &memory.paid_by(self.0.ports.payers.current());
         if head.status.is_success() {

@@ -16,7 +16,7 @@ use ruma::{
 };
 
 use crate::{
-    call::{Caller, Failure, Options, Reply},
+    call::{Caller, Failure, Options, Reply, Streamed},
     json::Canonical,
     keys::OwnKeys,
     xmatrix::{Signed, content, sign},
@@ -112,6 +112,19 @@ impl Client {
             *request.body_mut() = String::from(content).into();
         }
         self.caller.call(server, request, options).await
+    }
+
+    /// Signs one request without a body, whose URI is path and query alone, and gives its answer as soon as that begins, for its caller
+    /// to read and bound. Errors: [`Failure`].
+    pub async fn open_signed(
+        &self,
+        server: &ServerName,
+        mut request: Request<Bytes>,
+        options: Options,
+    ) -> Result<Streamed, Failure> {
+        let header = self.sign(server, &request, None)?;
+        request.headers_mut().insert(header::AUTHORIZATION, header);
+        self.caller.open(server, request, options).await
     }
 
     fn sign(

@@ -6,6 +6,7 @@
 //! callers who wait for the same name share one resolution.
 
 mod freshness;
+mod hosts;
 mod name;
 mod remembered;
 mod services;
@@ -14,28 +15,21 @@ mod tests;
 mod walk;
 mod well_known;
 
-use std::{
-    fmt,
-    net::{IpAddr, SocketAddr},
-    num::NonZeroUsize,
-    sync::Arc,
-    time::Duration,
-};
+use std::{num::NonZeroUsize, sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
 use lru::LruCache;
 use parking_lot::Mutex;
 use ruma::{OwnedServerName, ServerName};
+use url::Url;
+
+pub(crate) use hosts::Hosts;
 
 use crate::{
-    discovery::{
-        name::{Host, Name},
-        remembered::Remembered,
-        walk::Walk,
-    },
+    discovery::{name::Name, remembered::Remembered, walk::Walk},
     guard::{Forbidden, Guard},
     joined::Joined,
-    ports::{NotResolved, Place, Ports, Target},
+    ports::{Ports, Target},
 };
 
 /// Resolutions and well-known answers that are remembered at most: about a kilobyte each.
@@ -50,8 +44,6 @@ const ERROR_KEPT_MS: u64 = 60_000;
 const DOUBTED_FROM_MS: u64 = 3_600_000;
 /// A whole resolution takes at most this long.
 const TIMEOUT: Duration = Duration::from_secs(40);
-/// One DNS look-up takes at most this long.
-const DNS_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The step of the specification that found a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -184,9 +176,7 @@ type Resolutions = LruCache<OwnedServerName, (Result<Arc<Found>, NotFound>, u64)
 
 struct Parts {
     ports: Ports,
-    guard: Guard,
-    /// Whether hosts are resolved by a forward proxy, which guards them, too.
-    leaves_names_to_proxy: bool,
+    hosts: Hosts,
     found: Mutex<Resolutions>,
     well_known: Mutex<LruCache<String, Remembered>>,
     resolving: Joined<OwnedServerName, Result<Arc<Found>, NotFound>>,
@@ -196,10 +186,10 @@ impl Discovery {
     /// Finds servers through these ports, and only those that the guard admits. With `leaves_names_to_proxy` names are not
     /// resolved here, because all requests go through a forward proxy that does.
     pub fn new(ports: Ports, guard: Guard, leaves_names_to_proxy: bool) -> Self {
+        let hosts = Hosts::new(Arc::clone(&ports.resolver), guard, leaves_names_to_proxy);
         Self(Arc::new(Parts {
             ports,
-            guard,
-            leaves_names_to_proxy,
+            hosts,
             found: Mutex::new(LruCache::new(REMEMBERED_MAX)),
             well_known: Mutex::new(LruCache::new(REMEMBERED_MAX)),
             resolving: Joined::default(),
@@ -249,6 +239,17 @@ impl Discovery {
         }
     }
 
+    /// Says where a URL leads that another server has named: its host is looked up now, and only addresses that the guard admits are
+    /// connected to. Errors: why it leads nowhere.
+    pub async fn locate_url(&self, url: &Url) -> Result<Target, String> {
+        if url.scheme() != "https" {
+            return Err("the URL is not of https".to_owned());
+        }
+        let located = tokio::time::timeout(TIMEOUT, self.0.hosts.find_url(url)).await;
+        let located = located.map(|located| located.map_err(|why| why.to_string()));
+        located.unwrap_or_else(|_| Err("finding the host took too long".to_owned()))
+    }
+
     /// Resolves a name anew, whatever is remembered, and says what each step found.
     pub async fn explain(&self, server: &ServerName) -> Explanation {
         let name = match Name::of(server) {
@@ -274,31 +275,6 @@ fn steps_told(lines: &[Line]) -> String {
 
 fn bad_name(server: &ServerName, why: &'static str) -> NotFound {
     NotFound::BadName { server: server.to_string(), why }
-}
-
-/// Where a host is.
-struct Located {
-    place: Place,
-    ttl_s: u32,
-    is_alias: bool,
-    /// An address that was left out, and why.
-    left_out: Option<Forbidden>,
-}
-
-impl fmt::Display for Located {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.place {
-            Place::Addresses(admitted) => {
-                let list: Vec<_> = admitted.as_slice().iter().map(ToString::to_string).collect();
-                write!(f, "connect to {}", list.join(", "))?;
-            }
-            Place::Names(names) => {
-                let list: Vec<_> = names.iter().map(|(host, port)| format!("{host}:{port}")).collect();
-                write!(f, "connect to {} through the proxy", list.join(", "))?;
-            }
-        }
-        self.left_out.as_ref().map_or(Ok(()), |forbidden| write!(f, "; left out: {forbidden}"))
-    }
 }
 
 impl Parts {
@@ -328,51 +304,6 @@ impl Parts {
         self.found.lock().put(server, (result, until_ms));
     }
 
-    /// Where a host can be connected to: looked up once, and guarded here.
-    async fn locate(&self, host: &Host, port: u16) -> Result<Located, NotFound> {
-        match host {
-            Host::Literal(address) => self.admit(&address.to_string(), vec![*address], port, u32::MAX, false),
-            Host::Dns(name) if self.leaves_names_to_proxy && services::is_address(name) => {
-                Err(NotFound::NoAddress { host: name.clone() })
-            }
-            Host::Dns(name) if self.leaves_names_to_proxy => Ok(Located {
-                place: Place::Names(vec![(name.clone(), port)]),
-                ttl_s: u32::MAX,
-                is_alias: false,
-                left_out: None,
-            }),
-            Host::Dns(name) => {
-                let answer = tokio::time::timeout(DNS_TIMEOUT, self.ports.resolver.addresses(name)).await;
-                match answer {
-                    Ok(Ok(it)) => self.admit(name, alternate(it.addresses), port, it.ttl_s, it.is_alias),
-                    Ok(Err(NotResolved::Absent { .. })) => Err(NotFound::NoAddress { host: name.clone() }),
-                    Ok(Err(NotResolved::Failed(why))) => Err(NotFound::Failed { host: name.clone(), why }),
-                    Err(_) => Err(NotFound::Failed {
-                        host: name.clone(),
-                        why: "DNS did not answer in time".to_owned(),
-                    }),
-                }
-            }
-        }
-    }
-
-    fn admit(
-        &self,
-        host: &str,
-        addresses: Vec<IpAddr>,
-        port: u16,
-        ttl_s: u32,
-        is_alias: bool,
-    ) -> Result<Located, NotFound> {
-        let left_out = addresses.iter().find_map(|it| self.guard.require(*it).err());
-        let sockets = addresses.into_iter().map(|address| SocketAddr::new(address, port));
-        match self.guard.admit(sockets) {
-            Ok(admitted) => Ok(Located { place: Place::Addresses(admitted), ttl_s, is_alias, left_out }),
-            Err(Some(forbidden)) => Err(NotFound::Forbidden { host: host.to_owned(), forbidden }),
-            Err(None) => Err(NotFound::NoAddress { host: host.to_owned() }),
-        }
-    }
-
     /// What a host's well-known answer says, and until when that holds.
     async fn well_known(&self, host: &str, is_fresh: bool) -> (Result<Name, String>, u64) {
         let now_ms = self.ports.clock.now_ms();
@@ -390,21 +321,5 @@ impl Parts {
         let told = (known.answer.clone(), known.until_ms);
         self.well_known.lock().put(host.to_owned(), known);
         told
-    }
-}
-
-/// Lets the families take turns, IPv6 first ([RFC 8305](https://www.rfc-editor.org/rfc/rfc8305.html), section 4), so that a
-/// family that does not work here costs one attempt.
-fn alternate(addresses: Vec<IpAddr>) -> Vec<IpAddr> {
-    let (six, four): (Vec<_>, Vec<_>) = addresses.into_iter().partition(IpAddr::is_ipv6);
-    let (mut six, mut four) = (six.into_iter(), four.into_iter());
-    let mut ordered = Vec::new();
-    loop {
-        let pair = (six.next(), four.next());
-        if pair == (None, None) {
-            return ordered;
-        }
-        ordered.extend(pair.0);
-        ordered.extend(pair.1);
     }
 }

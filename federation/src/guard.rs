@@ -177,7 +177,7 @@ pub fn parse_network(text: &str) -> Result<IpNet, String> {
         .map_err(|_| format!("expected a network such as \"10.0.0.0/8\" or one address; found {text:?}"))
 }
 
-/// Servers that we talk with: all but those that are denied, or only those that are allowed.
+/// Servers that we talk with, or hosts: all but those that are denied, or only those that are allowed.
 #[derive(Clone, Debug, Default)]
 pub struct ServerList {
     allow: Vec<String>,
@@ -195,15 +195,24 @@ impl ServerList {
 
     /// Whether we talk with this server.
     pub fn allows(&self, server: &ServerName) -> bool {
-        let name = server.as_str().to_ascii_lowercase();
-        let host = server.host().to_ascii_lowercase();
+        self.allows_either(server.as_str(), server.host())
+    }
+
+    /// Whether we ask this host for pages of the web: a name in DNS or an address, without brackets.
+    pub fn allows_host(&self, host: &str) -> bool {
+        self.allows_either(host, host)
+    }
+
+    fn allows_either(&self, name: &str, host: &str) -> bool {
+        let (name, host) = (name.to_ascii_lowercase(), host.to_ascii_lowercase());
         let is_in = |patterns: &[String]| patterns.iter().any(|it| matches(it, &name) || matches(it, &host));
         !is_in(&self.deny) && (self.allow.is_empty() || is_in(&self.allow))
     }
 }
 
-/// Whether the whole text follows the pattern. It takes at most pattern times text steps, whatever the pattern is.
-fn matches(pattern: &str, text: &str) -> bool {
+/// Whether the whole text follows the pattern, in which `*` stands for any characters and `?` for one byte. It takes at most pattern
+/// times text steps, whatever the pattern is.
+pub fn matches(pattern: &str, text: &str) -> bool {
     let (mut pattern, mut text) = (pattern.as_bytes(), text.as_bytes());
     // The pattern after the last `*`, and the text that this `*` may swallow one byte more of.
     let mut retry: Option<(&[u8], &[u8])> = None;

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 const CLEARED_FROM: usize = 256;
 
 /// Look-ups that run, by what is looked up.
-pub(crate) struct Joined<K, V: Clone> {
+pub struct Joined<K, V: Clone> {
     running: Mutex<BTreeMap<K, WeakShared<BoxFuture<'static, V>>>>,
 }
 
@@ -27,7 +27,7 @@ impl<K, V: Clone> Default for Joined<K, V> {
 
 impl<K: Ord + Clone, V: Clone + Send + Sync + 'static> Joined<K, V> {
     /// Waits for the look-up of this key that runs, or for a new one.
-    pub(crate) async fn run(&self, key: K, begin: impl FnOnce() -> BoxFuture<'static, V>) -> V {
+    pub async fn run(&self, key: K, begin: impl FnOnce() -> BoxFuture<'static, V>) -> V {
         let shared = self.join(&key, begin);
         let value = shared.clone().await;
         let mut running = self.running.lock();

@@ -112,8 +112,9 @@ pub enum Place {
 pub struct Target {
     /// Where to connect to.
     pub place: Place,
-    /// The certificate must be valid for this DNS name or IP address (without brackets).
-    pub tls_name: String,
+    /// The certificate must be valid for this DNS name or IP address (without brackets). None: the connection has no TLS, which
+    /// is for pages of the web alone ([`crate::web`]); servers are always reached with it.
+    pub tls_name: Option<String>,
     /// The `Host` header, or `:authority` of HTTP/2: a host, and the port where the server's name has one.
     pub host_header: String,
 }
@@ -165,7 +166,7 @@ impl fmt::Debug for Body {
     }
 }
 
-/// HTTPS. It follows no redirects and keeps no cookies; whoever waits bounds the time.
+/// HTTPS, and HTTP for targets without TLS. It follows no redirects and keeps no cookies; whoever waits bounds the time.
 pub trait Transport: Send + Sync + 'static {
     /// Sends one request, whose URI is path and query alone, and gives the head of the answer with a body that streams in.
     /// The `Host` header is the target's. Errors: [`NotSent`].

@@ -35,8 +35,8 @@ pub const BEGAN_MS: u64 = 1_750_000_000_000;
 pub struct Arrived {
     /// The address it came to.
     pub address: SocketAddr,
-    /// The name that the certificate had to be valid for.
-    pub tls_name: String,
+    /// The name that the certificate had to be valid for. None: the request came without TLS.
+    pub tls_name: Option<String>,
     /// The `Host` header.
     pub host_header: String,
     /// The request; its URI is path and query.
@@ -302,11 +302,12 @@ impl Transport for Net {
         async move {
             let (address, machine) = self.connect(&target.place)?;
             let Target { tls_name, host_header, .. } = target;
-            let line = format!("{tls_name}@{address} {host_header} {} {}", request.method(), request.uri());
+            let proved = tls_name.as_deref().unwrap_or("(no TLS)");
+            let line = format!("{proved}@{address} {host_header} {} {}", request.method(), request.uri());
             self.world.lock().arrived.push(line);
             Self::wait(machine.delay).await;
-            if !machine.certificate.contains(&tls_name) {
-                return Err(NotSent::Certificate(format!("it is not valid for {tls_name}")));
+            if let Some(name) = tls_name.as_ref().filter(|name| !machine.certificate.contains(name)) {
+                return Err(NotSent::Certificate(format!("it is not valid for {name}")));
             }
             if machine.weather == Weather::Silent {
                 return futures_util::future::pending().await;

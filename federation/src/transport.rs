@@ -27,7 +27,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use crate::{
     ports::{Body, Clock, NotSent, Target, Tasks, Transport},
     transport::{
-        connect::{Connector, Stream as TlsStream},
+        connect::{Connector, Stream as Open},
         pool::{Connection, Pool, Pooled},
     },
 };
@@ -35,8 +35,10 @@ use crate::{
 pub use connect::{BadProxy, Proxy};
 pub use trust::{BadAuthorities, Trust};
 
-/// Headers of an answer have at most this many bytes together.
+/// Headers of an answer of another server have at most this many bytes together.
 const HEADERS_BYTES_MAX: u32 = 8192;
+/// The same for pages of the web, whose policies and cookies take more than all that Matrix servers say.
+const WEB_HEADERS_BYTES_MAX: u32 = 64 * 1024;
 /// A connection that is used for HTTP/2 is asked for a sign of life at this interval while requests run on it.
 const ALIVE_INTERVAL: Duration = Duration::from_secs(20);
 /// Window of one request of HTTP/2: what may arrive before we read it.
@@ -46,7 +48,7 @@ const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
 /// Connections of the pool that turn out to be dead before a new one is opened.
 const DEAD_MAX: usize = 3;
 
-/// HTTPS over the real network. Cheap to clone.
+/// HTTPS over the real network, and HTTP for targets without TLS. Cheap to clone.
 #[derive(Clone)]
 pub struct Https(Arc<Inner>);
 
@@ -54,13 +56,36 @@ struct Inner {
     connector: Connector,
     pool: Pool,
     tasks: Arc<dyn Tasks>,
+    headers_bytes_max: u32,
 }
 
 impl Https {
     /// Connects with this trust, through a forward proxy if there is one. Its connections are driven by tasks that it starts
     /// here.
     pub fn new(trust: &Trust, proxy: Option<Proxy>, clock: Arc<dyn Clock>, tasks: Arc<dyn Tasks>) -> Self {
-        Self(Arc::new(Inner { connector: Connector::new(trust, proxy), pool: Pool::new(clock), tasks }))
+        Self::with_headers(HEADERS_BYTES_MAX, trust, proxy, clock, tasks)
+    }
+
+    /// Like [`Https::new`], for pages of the web: their answers may have larger headers. It has connections of its own, so that
+    /// those to other servers are not closed for those to pages.
+    pub fn for_web(
+        trust: &Trust,
+        proxy: Option<Proxy>,
+        clock: Arc<dyn Clock>,
+        tasks: Arc<dyn Tasks>,
+    ) -> Self {
+        Self::with_headers(WEB_HEADERS_BYTES_MAX, trust, proxy, clock, tasks)
+    }
+
+    fn with_headers(
+        headers_bytes_max: u32,
+        trust: &Trust,
+        proxy: Option<Proxy>,
+        clock: Arc<dyn Clock>,
+        tasks: Arc<dyn Tasks>,
+    ) -> Self {
+        let (connector, pool) = (Connector::new(trust, proxy), Pool::new(clock));
+        Self(Arc::new(Inner { connector, pool, tasks, headers_bytes_max }))
     }
 
     async fn exchange(&self, target: Target, request: Request<Bytes>) -> Result<Response<Body>, NotSent> {
@@ -120,13 +145,13 @@ impl Https {
         response.map(|incoming| Body::new(Streaming { incoming, back }))
     }
 
-    async fn handshake(&self, stream: TlsStream) -> Result<Connection, NotSent> {
-        let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    async fn handshake(&self, stream: Open) -> Result<Connection, NotSent> {
+        let is_http2 = stream.is_http2();
         let io = TokioIo::new(stream);
         if is_http2 {
             let (sender, connection) = http2::Builder::new(Executor(Arc::clone(&self.0.tasks)))
                 .timer(TokioTimer::new())
-                .max_header_list_size(HEADERS_BYTES_MAX)
+                .max_header_list_size(self.0.headers_bytes_max)
                 .initial_stream_window_size(STREAM_WINDOW_BYTES)
                 .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
                 .keep_alive_interval(ALIVE_INTERVAL)
@@ -138,7 +163,7 @@ impl Https {
             return Ok(Connection::Many(sender));
         }
         let (sender, connection) = http1::Builder::new()
-            .max_header_size(HEADERS_BYTES_MAX as usize)
+            .max_header_size(self.0.headers_bytes_max as usize)
             .handshake(io)
             .await
             .map_err(|error| broken(&error))?;

@@ -1,8 +1,8 @@
 //! The client-server API: one file for each module of ruma's client API, named after it.
 
-/// Declares an endpoint that ruma does not know, by its method and its path.
+/// Declares an endpoint that ruma does not know, by its method and its paths.
 macro_rules! endpoint {
-    ($(#[$doc:meta])* $name:ident, $method:ident, $path:expr) => {
+    ($(#[$doc:meta])* $name:ident, $method:ident, $($path:expr),+) => {
         $(#[$doc])*
         pub(crate) struct $name;
 
@@ -12,7 +12,7 @@ macro_rules! endpoint {
             }
 
             fn paths() -> Vec<&'static str> {
-                vec![$path]
+                vec![$($path),+]
             }
         }
     };
@@ -21,6 +21,7 @@ macro_rules! endpoint {
 mod account;
 mod admin;
 mod alias;
+mod authenticated_media;
 mod config;
 mod context;
 mod dehydrated_device;
@@ -33,6 +34,7 @@ mod filter;
 mod key_backup;
 mod keys;
 mod knock;
+mod media;
 mod membership;
 mod message;
 mod old_sync;
@@ -59,6 +61,7 @@ mod thread_subscriptions;
 mod threads;
 mod to_device;
 mod typing;
+mod url_preview;
 mod user_directory;
 mod wordless;
 
@@ -69,6 +72,7 @@ pub(crate) fn routes(r: &mut Routes) {
     account::routes(r);
     admin::routes(r);
     alias::routes(r);
+    authenticated_media::routes(r);
     config::routes(r);
     context::routes(r);
     dehydrated_device::routes(r);
@@ -80,6 +84,7 @@ pub(crate) fn routes(r: &mut Routes) {
     key_backup::routes(r);
     keys::routes(r);
     knock::routes(r);
+    media::routes(r);
     membership::routes(r);
     message::routes(r);
     old_sync::routes(r);
@@ -106,5 +111,6 @@ pub(crate) fn routes(r: &mut Routes) {
     threads::routes(r);
     to_device::routes(r);
     typing::routes(r);
+    url_preview::routes(r);
     user_directory::routes(r);
 }

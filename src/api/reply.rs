@@ -1,5 +1,7 @@
 //! Translates results to HTTP, and logs failures. Nothing else does either; only this file knows status codes.
 
+mod file;
+
 use std::{
     future::{Future, ready},
     time::{Duration, SystemTime},
@@ -17,7 +19,10 @@ use ruma::api::{
 use crate::{
     error::{Error, Exception, Refusal, Result, limit_exceeded},
     flows::{App, room::look::Whole},
+    media::range::Asked,
 };
+
+pub(crate) use file::{Conditions, FileReply, Multipart};
 
 /// A handler returns a value of a type that can be written as an answer.
 pub trait IntoReply: Send {
@@ -210,6 +215,21 @@ impl IntoReply for Gone {
 fn without_body(status: StatusCode) -> Response {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = status;
+    response
+}
+
+/// An answer to a client that has a copy already.
+fn unchanged() -> Response {
+    without_body(StatusCode::NOT_MODIFIED)
+}
+
+/// The answer, which says whether it is the whole, a part, or a part that is not there.
+fn in_part(mut response: Response, asked: &Asked) -> Response {
+    *response.status_mut() = match asked {
+        Asked::All => StatusCode::OK,
+        Asked::Part(_) => StatusCode::PARTIAL_CONTENT,
+        Asked::Outside => StatusCode::RANGE_NOT_SATISFIABLE,
+    };
     response
 }
 

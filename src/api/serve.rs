@@ -132,6 +132,11 @@ fn all_behind(door: Door) -> Router {
         }
         router = router.route(&path, at_path);
     }
+    if let Some(gateway) = &app.push_gateway {
+        let (door, gateway) = (door.clone(), gateway.router());
+        let serve = move |request: Request| door.clone().push(gateway.clone(), request);
+        router = router.route(push_gateway::NOTIFY_PATH, axum::routing::any(serve));
+    }
     let (not_found, not_allowed) = (app.clone(), app.clone());
     let router = router
         .fallback(move || refuse(not_found.clone(), reply::no_such_endpoint()))
@@ -241,6 +246,24 @@ impl Door {
         response
     }
 
+    /// Hands a notification to the push gateway, which bounds bodies, callers and time itself.
+    async fn push(self, gateway: Router, mut request: Request) -> Response {
+        let peer = extract::peer(request.extensions());
+        request.extensions_mut().insert(push_gateway::Caller(peer));
+        let answer = AssertUnwindSafe(tower::ServiceExt::oneshot(gateway, request)).catch_unwind().await;
+        let mut response = match answer {
+            Ok(answer) => answer.unwrap_or_else(|never| match never {}),
+            Err(_) => {
+                self.app.metrics.panic();
+                reply::refuse(&self.app, Error::broken("the push gateway panicked"))
+            }
+        };
+        // It waits for providers, so that only what it does itself would count as slow.
+        let routed = Routed { template: push_gateway::NOTIFY_PATH, user: None, is_long_poll: true };
+        response.extensions_mut().insert(routed);
+        response
+    }
+
     async fn answer(&self, route: &Route, request: Request, routed: &mut Routed) -> Result<Response> {
         let (app, policy) = (&self.app, &route.policy);
         let peer = extract::peer(request.extensions());
@@ -336,12 +359,16 @@ fn allow_browsers(headers: &mut HeaderMap) {
     );
     headers.insert(
         header::ACCESS_CONTROL_ALLOW_HEADERS,
-        HeaderValue::from_static("X-Requested-With, Content-Type, Authorization, If-Match, If-None-Match"),
+        HeaderValue::from_static(
+            "X-Requested-With, Content-Type, Authorization, If-Match, If-None-Match, If-Range, Range",
+        ),
     );
     // Scripts may read these headers of an answer, besides those that every script may read.
     headers.insert(
         header::ACCESS_CONTROL_EXPOSE_HEADERS,
-        HeaderValue::from_static("Retry-After, Content-Disposition, ETag"),
+        HeaderValue::from_static(
+            "Retry-After, Content-Disposition, ETag, Accept-Ranges, Content-Range, Content-Length",
+        ),
     );
 }
 

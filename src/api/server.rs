@@ -7,6 +7,7 @@ mod membership;
 mod openid;
 mod invite;
 mod keys;
+mod media;
 mod query;
 mod rooms;
 mod thirdparty;
@@ -23,6 +24,7 @@ pub(crate) fn routes(r: &mut Routes) {
     openid::routes(r);
     invite::routes(r);
     keys::routes(r);
+    media::routes(r);
     query::routes(r);
     rooms::routes(r);
     thirdparty::routes(r);

@@ -47,6 +47,7 @@ pub(super) fn require_all(config: &Config) -> Result<(), Wrong> {
         "expected at least 1 MiB".into()
     })?;
     federation(config)?;
+    config.push_gateway.check().map_err(|(key, why)| (format!("push_gateway.{key}"), why))?;
     let search = &config.search;
     require(
         (Size::mib(16)..=Size::mib(2048)).contains(&search.writer_bytes_max),
@@ -56,6 +57,7 @@ pub(super) fn require_all(config: &Config) -> Result<(), Wrong> {
     require((10..=3_600_000).contains(&search.delay_ms), "search.delay_ms", || {
         "expected 10 to 3600000 milliseconds".into()
     })?;
+    media(config)?;
     let address = &config.metrics.address;
     require(address.is_empty() || address.parse::<SocketAddr>().is_ok(), "metrics.address", || {
         format!("expected an address and a port such as \"127.0.0.1:9090\", or nothing; found {address:?}")
@@ -125,6 +127,52 @@ fn federation(config: &Config) -> Result<(), Wrong> {
     // The URL may hold a password, so that it is not said again.
     require(is_proxy, "federation.proxy", || {
         "expected a URL such as \"http://proxy.example.org:3128\", or nothing".to_owned()
+    })
+}
+
+/// The largest upload that can be allowed.
+pub const UPLOAD_BYTES_MAX: Size = Size::mib(16 << 10);
+
+fn media(config: &Config) -> Result<(), Wrong> {
+    let it = &config.media;
+    for (key, size) in
+        [("media.upload_bytes_max", it.upload_bytes_max), ("media.remote_bytes_max", it.remote_bytes_max)]
+    {
+        require((Size::kib(1)..=UPLOAD_BYTES_MAX).contains(&size), key, || {
+            "expected 1 KiB to 16 GiB".into()
+        })?;
+    }
+    require((1..=1_000).contains(&it.pending_uploads_max), "media.pending_uploads_max", || {
+        "expected 1 to 1000".into()
+    })?;
+    require((1..=720).contains(&it.pending_upload_hours), "media.pending_upload_hours", || {
+        "expected 1 to 720".into()
+    })?;
+    previews(config)?;
+    // Each pixel takes four bytes while a thumbnail is made, and there may be two at once.
+    require((10_000..=400_000_000).contains(&it.thumbnail_pixels_max), "media.thumbnail_pixels_max", || {
+        "expected 10000 to 400000000".into()
+    })
+}
+
+fn previews(config: &Config) -> Result<(), Wrong> {
+    let it = &config.media.previews;
+    for (key, patterns) in [("media.previews.allow", &it.allow), ("media.previews.deny", &it.deny)] {
+        // A pattern that can fit no host would deny nothing, and nobody would notice.
+        let is_of_hosts = |pattern: &String| {
+            let is_allowed = |it: u8| it.is_ascii_alphanumeric() || b".-_*?:".contains(&it);
+            !pattern.is_empty() && pattern.bytes().all(is_allowed)
+        };
+        if let Some(pattern) = patterns.iter().find(|pattern| !is_of_hosts(pattern)) {
+            let expected = "expected patterns of hosts such as \"*.example.org\"";
+            return Err((key.to_owned(), format!("{expected}; found {pattern:?}")));
+        }
+    }
+    let languages = &it.accept_language;
+    let is_field =
+        (1..=200).contains(&languages.len()) && languages.bytes().all(|it| (b' '..=b'~').contains(&it));
+    require(is_field, "media.previews.accept_language", || {
+        format!("expected languages such as \"en\" or \"de, en;q=0.5\"; found {languages:?}")
     })
 }
 

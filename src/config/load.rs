@@ -290,6 +290,37 @@ mod tests {
                 "1 to 12",
             ),
             ("[log]\nlevel = \"lots\"\n", "conduit.toml, line 2, log.level: ", "info"),
+            (
+                "[media.previews]\ndeny = [\"https://a.example/\"]\n",
+                "conduit.toml, line 2, media.previews.deny: ",
+                "*.example.org",
+            ),
+            ("[media.previews]\nallow = [\"\"]\n", "line 2, media.previews.allow: ", "found \"\""),
+            (
+                "[media.previews]\naccept_language = \"de\\nx: y\"\n",
+                "line 2, media.previews.accept_language: ",
+                "en;q=0.5",
+            ),
+            (
+                "[push_gateway]\nnetworks_allowed = [\"10/8\"]\n",
+                "conduit.toml, line 2, push_gateway.networks_allowed: ",
+                "10.0.0.0/8",
+            ),
+            (
+                "[[push_gateway.app]]\nid = \"a\"\nkind = \"gcm\"\n",
+                "line 3, push_gateway.app.kind: ",
+                "`webpush`, `unifiedpush`, `fcm`, `apns`",
+            ),
+            (
+                "[[push_gateway.app]]\nid = \"a\"\nkind = \"unifiedpush\"\nttl_s = 9999999\n",
+                "conduit.toml, line 4, push_gateway.app.0.ttl_s: ",
+                "2419200",
+            ),
+            (
+                "[[push_gateway.app]]\nid = \"a\"\nkind = \"fcm\"\nservice_account_file = \"/none\"\n",
+                "conduit.toml, line 4, push_gateway.app.0.service_account_file: ",
+                "there is no file",
+            ),
             ("[search]\ndelay_ms = 9\n", "conduit.toml, line 2, search.delay_ms: ", "10 to 3600000"),
             ("[search]\n\ndelay_ms = 3600001\n", "conduit.toml, line 3, search.delay_ms: ", "10 to 3600000"),
             (

@@ -250,7 +250,7 @@ impl std::fmt::Debug for Federation {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Outbound {
-    /// Whether it may connect to private and loopback addresses where others name the host, as a server or a push gateway.
+    /// Whether it may connect to private and loopback addresses where others name the host, as a server, a push gateway or a page.
     pub allow_private_addresses: bool,
 }
 
@@ -265,6 +265,56 @@ pub struct Search {
     /// The number of milliseconds for which changes are gathered before they are written to the index, or a quarter of it where a
     /// search waits for them.
     pub delay_ms: u64,
+}
+
+/// `[media]`: files that users upload, and those of other servers. What is 0 is not bounded.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Media {
+    /// The directory of the files; empty for `media` in the data directory.
+    pub directory: PathBuf,
+    /// The size of one upload at most.
+    pub upload_bytes_max: Size,
+    /// The size of all files of one user.
+    pub user_bytes_max: Size,
+    /// The size of all files together, thumbnails and files of other servers included.
+    pub server_bytes_max: Size,
+    /// The number of URIs of one user to which nothing was uploaded yet.
+    pub pending_uploads_max: u32,
+    /// The number of hours after which such a URI ends.
+    pub pending_upload_hours: u32,
+    /// The size of one file of another server at most.
+    pub remote_bytes_max: Size,
+    /// Whether the endpoints that ask for no access token give new files, too.
+    pub unauthenticated: bool,
+    /// The number of pixels of an image of which thumbnails are made, at most.
+    pub thumbnail_pixels_max: u32,
+    /// The number of days after which a file of a user of this server is deleted, if nobody has asked for it.
+    pub local_kept_days: u32,
+    /// The number of days after which a file of another server is deleted, if nobody has asked for it.
+    pub remote_kept_days: u32,
+    /// Whether this server looks at pages of the web for its users, and at which.
+    pub previews: Previews,
+}
+
+/// `[media.previews]`: the previews of URLs that clients ask for.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Previews {
+    /// Whether this server asks for pages, to tell its users what they are about.
+    pub enabled: bool,
+    /// Patterns of the hosts that are asked; empty for all.
+    pub allow: Vec<String>,
+    /// Patterns of hosts that are not asked, even where `allow` names them.
+    pub deny: Vec<String>,
+    /// The languages in which pages are asked for, as the header `Accept-Language` has them.
+    pub accept_language: String,
+}
+
+impl Default for Previews {
+    fn default() -> Self {
+        Self { enabled: false, allow: Vec::new(), deny: Vec::new(), accept_language: "en".to_owned() }
+    }
 }
 
 /// `[limits]`: bounds of what clients may ask for.
@@ -413,6 +463,25 @@ impl Default for Federation {
 impl Default for Search {
     fn default() -> Self {
         Self { enabled: true, writer_bytes_max: Size::mib(64), delay_ms: 1000 }
+    }
+}
+
+impl Default for Media {
+    fn default() -> Self {
+        Self {
+            directory: PathBuf::new(),
+            upload_bytes_max: Size::mib(100),
+            user_bytes_max: Size::mib(0),
+            server_bytes_max: Size::mib(0),
+            pending_uploads_max: 20,
+            pending_upload_hours: 24,
+            remote_bytes_max: Size::mib(100),
+            unauthenticated: false,
+            thumbnail_pixels_max: 32_000_000,
+            local_kept_days: 0,
+            remote_kept_days: 0,
+            previews: Previews::default(),
+        }
     }
 }
 

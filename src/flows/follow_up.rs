@@ -12,7 +12,7 @@ use crate::{
         account::{carry_over, log_out},
         commit,
         jobs::{self, unless_fired},
-        membership,
+        media, membership,
         remote::{late, left_out, payers, rest_of_state},
         room::{
             delayed, expire,
@@ -61,6 +61,12 @@ async fn carry_out_of_kind(app: &App, timer: &Timer) -> Result<()> {
         Job::TakeLeftOut { room } => {
             elsewhere(app, room, timer, Box::pin(take_left_out(app, room, timer))).await
         }
+        Job::TendBlob { digest, generation } => {
+            media::tend::tend_blob(app, (digest, generation), timer).await
+        }
+        Job::EndUnused { user, id } => media::tend::end_unused(app, user, id, timer).await,
+        Job::ForgetMedia { user } => media::tend::forget_all(app, user, timer).await,
+        Job::TendMedia { after } => media::tend::tend_media(app, after, timer).await,
         Job::LeaveAgain { user, left } => leave_again(app, user, left, timer).await,
         Job::ForgetEnded { room, user, number } => forget_ended(app, room, (user, number), timer).await,
         Job::AbandonRoom { user, room } => abandon_room(app, user, room, timer.clone()).await,

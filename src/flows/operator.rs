@@ -4,6 +4,7 @@ pub mod accounts;
 pub mod check;
 pub mod explain;
 pub mod federation;
+pub mod media;
 pub mod operate;
 pub mod reports;
 pub mod signing_keys;

@@ -33,7 +33,7 @@ pub(crate) mod left_out;
 mod lists;
 mod old_rows;
 mod outside;
-mod ports;
+pub(crate) mod ports;
 pub(crate) mod payers;
 pub(crate) mod query;
 pub(crate) mod rest_of_state;
@@ -62,6 +62,7 @@ use federation::{
     guard::{self, Guard, ServerList},
     keys::{OldKey, OwnKeys, Ring},
     ports::Ports,
+    web::Web,
 };
 use ruma::{OwnedServerName, signatures::Ed25519KeyPair};
 
@@ -79,6 +80,8 @@ pub struct Remote {
     pub client: Client,
     /// Finds the keys of other servers, and holds ours.
     pub ring: Ring,
+    /// Asks for pages of the web.
+    pub(crate) web: Web,
     /// The servers that somebody speaks for and whose keys are not known yet.
     strangers: Arc<strangers::Strangers>,
     /// The rooms of other servers that users of ours are coming into.
@@ -119,21 +122,30 @@ impl Remote {
             transport: network.transport,
             keys: Arc::new(keys::StoredKeys::new(env.clone(), store.clone())),
         };
-        let allowed = match config.outbound.allow_private_addresses {
-            true => vec!["0.0.0.0/0".to_owned(), "::/0".to_owned()],
-            false => config.federation.networks_allowed.clone(),
+        let guard = |allowed: &[String]| {
+            let allowed = allowed.iter().map(|network| guard::parse_network(network));
+            let allowed = allowed.collect::<std::result::Result<_, _>>().map_err(|it| broken(&it))?;
+            Ok::<_, Error>(Guard::new(allowed))
         };
-        let allowed = allowed.iter().map(|network| guard::parse_network(network));
-        let allowed = allowed.collect::<std::result::Result<_, _>>().map_err(|it| broken(&it))?;
+        // Networks in which other servers may be have nothing to show to users, so that no page is looked at there.
+        let (of_servers, of_pages) = match config.outbound.allow_private_addresses {
+            true => {
+                let all = ["0.0.0.0/0".to_owned(), "::/0".to_owned()];
+                (guard(&all)?, guard(&all)?)
+            }
+            false => (guard(&config.federation.networks_allowed)?, Guard::default()),
+        };
         let servers = ServerList::new(&config.federation.allow, &config.federation.deny);
         let through_proxy = !config.federation.proxy.is_empty();
-        let discovery = Discovery::new(ports.clone(), Guard::new(allowed), through_proxy);
+        let web = Web::new(Arc::clone(&ports.resolver), network.web, of_pages, through_proxy);
+        let discovery = Discovery::new(ports.clone(), of_servers, through_proxy);
         let caller = Caller::new(ports, discovery, servers);
         let notaries: Vec<OwnedServerName> = config.federation.notaries.clone();
         let ring = Ring::new(caller.clone(), Arc::clone(&own), notaries);
         Ok(Self {
             client: Client::new(caller, own),
             ring,
+            web,
             strangers: Arc::default(),
             joining: join::Joining::default(),
             withdrawn: withdrawn::Withdrawn::default(),

@@ -3,6 +3,7 @@
 use aqueduct::flows::operator::{
     accounts::DeviceEntry,
     federation::{CheckedServer, ServerStatus},
+    media::{ItemEntry, MediaOutcome},
     operate::{Outcome, TokenEntry, UserEntry},
     reports::Reported,
 };
@@ -67,6 +68,7 @@ pub(super) fn for_people(outcome: &Outcome) -> String {
                 it.documents, it.lag
             )
         }
+        Outcome::Media(it) => media(it),
         Outcome::Checked(it) => {
             let rows: u64 = it.rows.values().sum();
             let mut text = match it.faults {
@@ -173,4 +175,50 @@ fn span(seconds: u64) -> String {
         7_200..172_800 => format!("{} h", seconds / 3_600),
         _ => format!("{} days", seconds / 86_400),
     }
+}
+
+fn media(outcome: &MediaOutcome) -> String {
+    match outcome {
+        MediaOutcome::Status(it) => format!(
+            "{} files of users of this server have {} bytes, and {} files of other servers have {}. On the disk are {} files with {} \
+             bytes. {} URIs wait for an upload, and {} files are quarantined.",
+            it.own.0, it.own.1, it.others.0, it.others.1, it.files.0, it.files.1, it.pending, it.quarantined
+        ),
+        MediaOutcome::Item(it) => item(it),
+        MediaOutcome::Done(it) => {
+            let mut text = format!("Dealt with {} files.", it.items);
+            if it.bytes > 0 {
+                text.push_str(&format!(" They had {} bytes.", it.bytes));
+            }
+            if it.protected > 0 {
+                text.push_str(&format!(" {} are protected, and stay as they are.", it.protected));
+            }
+            if it.has_more {
+                text.push_str(" There are more: give the command again.");
+            }
+            text
+        }
+    }
+}
+
+fn item(it: &ItemEntry) -> String {
+    let mut text = format!("{}, by {}", it.uri, it.by.as_deref().unwrap_or("a user of that server"));
+    match &it.row.content {
+        Some(content) => {
+            text.push_str(&format!(
+                ": {}, {} bytes, SHA-256 {}",
+                content.content_type, content.bytes, content.digest
+            ));
+        }
+        None => text.push_str(": nothing was uploaded to it yet"),
+    }
+    for (is, said) in [
+        (it.row.is_quarantined, ", quarantined"),
+        (it.row.is_protected, ", protected"),
+        (it.row.is_open, ", given to everybody"),
+    ] {
+        text.push_str(if is { said } else { "" });
+    }
+    text.push_str(&format!(", {} thumbnails.", it.thumbnails));
+    text
 }

@@ -26,11 +26,20 @@ pub fn checks() -> Vec<RowCheck> {
             doubts.unless(devices.has(read, *user, row.device)?, "the device that set it is gone");
             let owned = schema::PUSHER_OWNERS.contains(read, (app.as_str(), key.as_str(), *user))?;
             doubts.unless(owned, "`PUSHER_OWNERS` does not name its user");
+            let key = (*user, app.as_str(), key.as_str());
+            let has_place = !row.has_place || schema::PUSHER_PLACES.contains(read, key)?;
+            doubts.unless(has_place, "nothing says how far it has come");
             Ok(())
         }),
         RowCheck::of(&schema::PUSHER_OWNERS, |read, (app, key, user), (), doubts| {
             let there = schema::PUSHERS.contains(read, (*user, app.as_str(), key.as_str()))?;
             doubts.unless(there, "the user has no such pusher");
+            Ok(())
+        }),
+        RowCheck::of(&schema::PUSHER_PLACES, |read, (user, app, key), place, doubts| {
+            let there = schema::PUSHERS.contains(read, (*user, app.as_str(), key.as_str()))?;
+            doubts.unless(there, "the user has no such pusher");
+            doubts.position(read, place.upto);
             Ok(())
         }),
         RowCheck::of(&schema::PUSH_RULES, |read, user, row, doubts| {

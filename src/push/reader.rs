@@ -5,7 +5,12 @@
 //! that each event is judged once. All of this is bounded: an event that is not judged counts as it does for the class that
 //! comes closest.
 
-use std::{cell::RefCell, collections::BTreeSet, ops::Bound, sync::Arc};
+use std::{
+    cell::{OnceCell, RefCell},
+    collections::BTreeSet,
+    ops::Bound,
+    sync::Arc,
+};
 
 use quick_cache::{Weighter, sync::Cache};
 use ruma::{UserId, push::Action};
@@ -139,7 +144,7 @@ impl Push {
     ) -> Result<Reader<'a>, Fault> {
         let own = self.find_own(read, user, user_id)?;
         let steps = RefCell::new(Steps::new(LOOK_STEPS));
-        Ok(Reader { push: self, user, user_id, own, steps })
+        Ok(Reader { push: self, user, user_id, own, defaults: OnceCell::new(), steps })
     }
 
     fn find_own(
@@ -185,6 +190,8 @@ pub struct Reader<'a> {
     user: UserNum,
     user_id: &'a UserId,
     own: Arc<Own>,
+    /// The default rules, once a user who has no others asked by which of them an event notifies.
+    defaults: OnceCell<Compiled>,
     /// The steps that are left for this look.
     steps: RefCell<Steps>,
 }
@@ -326,16 +333,7 @@ impl Reader<'_> {
         if self.own.ignored.contains(&*stored.row.sender()) || stored.row.is_redacted() {
             return Ok(None);
         }
-        let default;
-        let rules = match &self.own.rules {
-            Some(rules) => rules,
-            None => {
-                default = Compiled::new(&defaults::default_rules(self.user_id), self.user_id);
-                &default
-            }
-        };
         let Some(scene) = Scene::of_past(read, place.num, place.row, stored) else { return Ok(None) };
-        let local = rules.in_room(place.row.id.as_str());
         let mut owner = Owner::new(self.user_id);
         if self.own.asks_for_threads {
             let lane = relations::lane_of(read, place.num, stored)?;
@@ -344,7 +342,27 @@ impl Reader<'_> {
                 owner.set_subscribed(Some(Lanes::of(Class::Default).is_subscribed(read, of, lane)?));
             }
         }
-        match local.judge(&scene, &owner, &mut Steps::new(EVENT_STEPS)) {
+        self.find_rule(place.row, &scene, &owner)
+    }
+
+    /// The rule of the user that an event meets.
+    fn find_rule<R: Read + ?Sized>(
+        &self,
+        room: &RoomRow,
+        scene: &Scene<'_, R>,
+        owner: &Owner<'_>,
+    ) -> Result<Option<Explained>, Fault> {
+        let default = || Compiled::new(&defaults::default_rules(self.user_id), self.user_id);
+        let rules = self.own.rules.as_ref().unwrap_or_else(|| self.defaults.get_or_init(default));
+        let local = rules.in_room(room.id.as_str());
+        let mut look = self.steps.borrow_mut();
+        let allowed = EVENT_STEPS.min(look.left());
+        let mut steps = Steps::new(allowed);
+        let judged = local.judge(scene, owner, &mut steps);
+        let taken = allowed.saturating_sub(steps.left());
+        // If too few steps are left, the next event ends the look.
+        look.take(usize::try_from(taken).unwrap_or(usize::MAX)).unwrap_or(());
+        match judged {
             Ok(rule) => Ok(rule.map(|rule| Explained {
                 rule_id: rule.id.clone(),
                 actions: rule.actions.clone(),
@@ -572,6 +590,10 @@ fn add_judged(
     }
     Ok(())
 }
+
+mod again;
+
+pub use again::{Invitation, Notifies};
 
 #[cfg(test)]
 mod tests {

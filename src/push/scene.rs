@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 
 use crate::{
     ids::{Order, RoomNum},
-    json::Object,
+    json::{JsonText, Object},
     push::glob::{OutOfSteps, Steps, Text},
     rooms::{
         self,
@@ -63,6 +63,12 @@ impl<'a, R: Read + ?Sized> Scene<'a, R> {
     ) -> Option<Self> {
         let json = String::from_utf8(stored.row.json.to_vec()).ok()?;
         Self::of_json(read, num, room, json, Some(stored.order))
+    }
+
+    /// An event that stands nowhere in the room: an invitation from outside. The room is looked at as it is now, which mostly is not known
+    /// at all. `None` if the bytes are not JSON.
+    pub(crate) fn of_outside(read: &'a R, num: RoomNum, room: &'a RoomRow, event: &JsonText) -> Option<Self> {
+        Self::of_json(read, num, room, event.as_str().to_owned(), None)
     }
 
     fn of_json(

@@ -182,6 +182,17 @@ fn totals(read: &(impl Read + ?Sized), room: RoomNum, lane: Lane, upto: Order) -
     Ok(rows.next().transpose()?.map(|(_, totals)| totals).unwrap_or_default())
 }
 
+/// The lane in which an event stands, and what it did to each class of rules when it came.
+pub fn find_outcomes(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    stored: &StoredEvent,
+) -> Result<(Lane, Outcomes), Fault> {
+    let lane = relations::lane_of(read, room, stored)?;
+    let counted = schema::UNREAD.get(read, (room, lane, stored.order))?;
+    Ok((lane, counted.map(|totals| totals.last).unwrap_or_default()))
+}
+
 /// Notes, as part of the redaction's batch, that a redacted event no longer counts. `original` is the event as it was before
 /// the redaction, and `redacted_at` the position of the redaction. The caller holds the room's lock.
 pub fn uncount(

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ids::{EventNum, RoomNum, UserNum},
+    schema::media::Digest,
     store::{
         Fault,
         timer::{Timer, TimerRow},
@@ -117,6 +118,30 @@ pub enum Job {
         /// The number of the end in the room.
         number: EventNum,
     },
+    /// Removes the object of a blob that nothing refers to.
+    TendBlob {
+        /// The blob that is tended.
+        digest: Digest,
+        /// The object is that of this generation.
+        generation: u32,
+    },
+    /// Ends a URI of media to which nobody has uploaded anything.
+    EndUnused {
+        /// The user who made it.
+        user: UserNum,
+        /// The media id of the item.
+        id: String,
+    },
+    /// Deletes media that were kept long enough, and what uploads have left that broke off: a little at a time, for ever.
+    TendMedia {
+        /// The items up to this one were looked at: server and media id. None at the beginning of a round.
+        after: Option<(String, String)>,
+    },
+    /// Deletes all media of a user who was erased.
+    ForgetMedia {
+        /// The user who was erased.
+        user: UserNum,
+    },
 }
 
 /// The user or the room whose job it is. Those of one owner share places, so that nobody's jobs hold up those of others.
@@ -161,12 +186,20 @@ pub struct Left {
     pub until_ms: u64,
 }
 
+/// How far a round through all media is.
+#[derive(Deserialize)]
+struct Tended {
+    after: Option<(String, String)>,
+}
+
 impl Job {
     /// The kind of [`Self::LeaveAgain`], whose jobs are found by their user and room.
     pub const LEAVE_AGAIN: u8 = 14;
     /// The kind of [`Self::CompleteState`], whose jobs begin again when the server starts.
     pub const COMPLETE_STATE: u8 = 9;
     const TAKE_LEFT_OUT: u8 = 10;
+    /// The kind of [`Self::TendMedia`], of which one is set as long as the server runs.
+    pub const TEND_MEDIA: u8 = 23;
 
     /// Whether jobs of a kind wait for other servers, which may take very long.
     pub fn waits_for_others(kind: u8) -> bool {
@@ -175,7 +208,7 @@ impl Job {
 
     /// Whether this version knows the kind of job that has this number.
     pub fn is_known(kind: u8) -> bool {
-        (1..=17).contains(&kind)
+        (1..=17).contains(&kind) || (21..=24).contains(&kind)
     }
 
     /// The number of its kind, for ever.
@@ -198,6 +231,10 @@ impl Job {
             Self::LeaveAgain { .. } => Self::LEAVE_AGAIN,
             Self::ForgetEnded { .. } => 15,
             Self::AbandonRoom { .. } => 17,
+            Self::TendBlob { .. } => 21,
+            Self::EndUnused { .. } => 22,
+            Self::TendMedia { .. } => Self::TEND_MEDIA,
+            Self::ForgetMedia { .. } => 24,
         }
     }
 
@@ -221,6 +258,10 @@ impl Job {
             Self::LeaveAgain { .. } => "leave_again",
             Self::ForgetEnded { .. } => "forget_ended",
             Self::AbandonRoom { .. } => "abandon_room",
+            Self::TendBlob { .. } => "tend_blob",
+            Self::EndUnused { .. } => "end_unused",
+            Self::TendMedia { .. } => "tend_media",
+            Self::ForgetMedia { .. } => "forget_media",
         }
     }
 
@@ -277,14 +318,24 @@ impl Job {
             Self::MoveNames { from, to } => {
                 format!("aliases of room {from} still name it and not room {to}, which replaces it")
             }
+            Self::TendBlob { digest, .. } => {
+                format!("the object {digest} of the media directory stays there, though nothing needs it")
+            }
+            Self::EndUnused { user, id } => {
+                format!("the media id {id} of user {user} waits for an upload for ever")
+            }
+            Self::TendMedia { .. } => "media stay that were kept long enough".to_owned(),
+            Self::ForgetMedia { user } => format!("files of user {user}, who was erased, stay"),
         }
     }
 
     /// The user or the room whose job it is.
     fn owner(&self) -> Owner {
         match self {
-            Self::TrimLog => Owner::Server,
-            Self::TellRooms { user }
+            Self::TrimLog | Self::TendBlob { .. } | Self::TendMedia { .. } => Owner::Server,
+            Self::EndUnused { user, .. }
+            | Self::ForgetMedia { user }
+            | Self::TellRooms { user }
             | Self::CarryOver { user, .. }
             | Self::SweepDevices { user }
             | Self::SendDelayed { user }
@@ -307,10 +358,15 @@ impl Job {
     /// what is left of it.
     pub fn recurs(&self) -> bool {
         match self {
-            Self::TrimLog | Self::CompleteState { .. } | Self::SendDelayed { .. } | Self::Expire { .. } => {
-                true
-            }
-            Self::TellRooms { .. }
+            Self::TrimLog
+            | Self::CompleteState { .. }
+            | Self::SendDelayed { .. }
+            | Self::TendBlob { .. }
+            | Self::TendMedia { .. }
+            | Self::ForgetMedia { .. }
+            | Self::Expire { .. } => true,
+            Self::EndUnused { .. }
+            | Self::TellRooms { .. }
             | Self::CarryOver { .. }
             | Self::ForgetOriginal { .. }
             | Self::SweepDevices { .. }
@@ -330,9 +386,10 @@ impl Job {
     pub fn timer(&self, due_ms: u64) -> Timer {
         let (key, content) = match self {
             Self::TrimLog => (Vec::new(), Bytes::new()),
-            Self::TellRooms { user } | Self::SweepDevices { user } | Self::SendDelayed { user } => {
-                (user.0.to_be_bytes().to_vec(), Bytes::new())
-            }
+            Self::TellRooms { user }
+            | Self::SweepDevices { user }
+            | Self::ForgetMedia { user }
+            | Self::SendDelayed { user } => (user.0.to_be_bytes().to_vec(), Bytes::new()),
             Self::CarryOver { user, room, moved } => {
                 let content = serde_json::json!({ "from": moved.from, "to": moved.to }).to_string();
                 (two(user.0, room.0), content.into())
@@ -341,6 +398,15 @@ impl Job {
                 let content = serde_json::json!({ "room": left.room, "joins": left.joins, "servers": left.servers, "until_ms": left.until_ms });
                 let key = [user.0.to_be_bytes().as_slice(), left.room.as_bytes()].concat();
                 (key, content.to_string().into())
+            }
+            Self::TendBlob { digest, generation } => {
+                ([digest.0.as_slice(), &generation.to_be_bytes()].concat(), Bytes::new())
+            }
+            Self::EndUnused { user, id } => {
+                ([user.0.to_be_bytes().as_slice(), id.as_bytes()].concat(), Bytes::new())
+            }
+            Self::TendMedia { after } => {
+                (Vec::new(), serde_json::json!({ "after": after }).to_string().into())
             }
             Self::ForgetEnded { room, user, number } => {
                 ([two(room.0, user.0), number.0.to_be_bytes().to_vec()].concat(), Bytes::new())
@@ -399,6 +465,23 @@ impl Job {
                 number: EventNum(number(16)?),
             }),
             17 => Ok(Self::AbandonRoom { user: UserNum(number(0)?), room: RoomNum(number(8)?) }),
+            21 => {
+                let parts = timer.key.split_first_chunk::<32>();
+                let parts = parts.and_then(|(digest, rest)| Some((*digest, rest.try_into().ok()?)));
+                let (digest, generation) = parts.ok_or(Fault::Corrupt("a job does not name a blob"))?;
+                Ok(Self::TendBlob { digest: Digest(digest), generation: u32::from_be_bytes(generation) })
+            }
+            22 => {
+                let id = timer.key.get(8..).and_then(|id| String::from_utf8(id.to_vec()).ok());
+                let id = id.ok_or(Fault::Corrupt("a job does not name an item of media"))?;
+                Ok(Self::EndUnused { user: UserNum(number(0)?), id })
+            }
+            23 => {
+                let progress = serde_json::from_slice::<Tended>(&timer.row.content);
+                let progress = progress.map_err(|_| Fault::Corrupt("a job does not say how far it is"))?;
+                Ok(Self::TendMedia { after: progress.after })
+            }
+            24 => Ok(Self::ForgetMedia { user: UserNum(number(0)?) }),
             _ => Err(Fault::Corrupt("a job is of an unknown kind")),
         }
     }
@@ -436,6 +519,11 @@ mod tests {
             Job::LeaveAgain { user: UserNum(7), left },
             Job::ForgetEnded { room: RoomNum(9), user: UserNum(7), number: EventNum(1) },
             Job::AbandonRoom { user: UserNum(7), room: RoomNum(9) },
+            Job::TendBlob { digest: Digest([7; 32]), generation: 9 },
+            Job::EndUnused { user: UserNum(7), id: "an_id".to_owned() },
+            Job::ForgetMedia { user: UserNum(7) },
+            Job::TendMedia { after: None },
+            Job::TendMedia { after: Some(("other.example".to_owned(), "an_id".to_owned())) },
         ];
         let mut kinds = Vec::new();
         for job in jobs {

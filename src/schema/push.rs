@@ -18,6 +18,51 @@ pub struct PusherRow {
     pub device: DeviceNum,
     /// The pusher, as clients see it.
     pub pusher: serde_json::Value,
+    /// Whether notifications are sent to it (MSC3881).
+    #[serde(default = "yes")]
+    pub is_enabled: bool,
+    /// When it was set, in milliseconds since the epoch; 0 in rows from before that was noted.
+    #[serde(default)]
+    pub set_ms: u64,
+    /// Whether `PUSHER_PLACES` says how far it has come. Rows from before there were places have none until something is sent.
+    #[serde(default)]
+    pub has_place: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// How far a pusher has come, as far as a crash must not forget it. A pusher that has come as far as the reader of the log needs no newer
+/// row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PusherPlace {
+    /// The position up to which everything is dealt with. A new pusher begins with the position at which it was set.
+    pub upto: Position,
+    /// Its gateway did not take something, so that it is not up to date: whatever came since is looked for in the user's rooms.
+    pub is_behind: bool,
+    /// The number of unread messages that the gateway was told last; none before the first.
+    pub badge: Option<u64>,
+}
+
+impl Value for PusherPlace {
+    fn encode(&self, to: &mut Encoder) {
+        to.raw(&[1, u8::from(self.is_behind)]);
+        to.position(self.upto);
+        to.varint(self.badge.map_or(0, |badge| badge.saturating_add(1)));
+    }
+
+    fn decode(bytes: Bytes) -> Result<Self, Fault> {
+        let mut from = Decoder(&bytes);
+        expect_layout(&mut from, 1)?;
+        let is_behind = match from.byte()? {
+            0 => false,
+            1 => true,
+            _ => return Err(Fault::Corrupt("a pusher is neither behind nor up to date")),
+        };
+        let upto = Position::decode_key(&mut from)?;
+        Ok(Self { upto, is_behind, badge: from.varint()?.checked_sub(1) })
+    }
 }
 
 /// A part of a room that is read on its own: the main timeline, or one thread.
@@ -304,6 +349,10 @@ mod tests {
                 prop_assert_eq!(round_trip(&totals), totals);
             }
             prop_assert_eq!(round_trip(&lane), lane);
+            for (is_behind, badge) in [(false, None), (true, Some(a >> 1)), (false, Some(0))] {
+                let place = PusherPlace { upto: redacted.redacted_at, is_behind, badge };
+                prop_assert_eq!(round_trip(&place), place);
+            }
         }
 
         #[test]
@@ -311,7 +360,8 @@ mod tests {
             let bytes = Bytes::from(bytes);
             let _ = Totals::decode(bytes.clone());
             let _ = OwnOutcome::decode(bytes.clone());
-            let _ = RedactedOutcome::decode(bytes);
+            let _ = RedactedOutcome::decode(bytes.clone());
+            let _ = PusherPlace::decode(bytes);
         }
     }
 
@@ -340,5 +390,11 @@ mod tests {
         assert_ne!(Lane::thread(EventNum(0)), Lane::MAIN);
         assert_eq!(Lane::thread(EventNum(7)).root(), Some(EventNum(7)));
         assert_eq!(Lane::MAIN.root(), None);
+    }
+
+    #[test]
+    fn pushers_from_before_they_could_be_switched_off_are_on_and_have_no_place() {
+        let row: PusherRow = serde_json::from_str(r#"{"device":3,"pusher":{}}"#).unwrap();
+        assert!(row.is_enabled && !row.has_place && row.set_ms == 0);
     }
 }

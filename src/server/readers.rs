@@ -13,6 +13,7 @@ use crate::{
     error::Result,
     flows::{
         App,
+        account::pushers,
         room::{guests, presence},
     },
     ids::Position,
@@ -70,6 +71,7 @@ pub(super) fn start(app: &App, _lead: &Lead, written: &watch::Receiver<()>) -> R
     for reader in all() {
         app.env.spawn(run(app.clone(), reader, written.clone()));
     }
+    app.gateways.start(written.clone(), Arc::new(pushers::Rows::of(app)))?;
     // The reader that tells other servers keeps its own cursor, which moves only when they have taken what it read.
     if !app.config.federation.enabled {
         return Ok(());

@@ -54,6 +54,8 @@ pub async fn serve(config: Config) -> Result<Stopped> {
             }
             let (waiting, failing) = looked_at.delivery.count();
             looked_at.metrics.servers_waiting(waiting, failing, looked_at.delivery.lag());
+            let (pushers, behind) = looked_at.gateways.count();
+            looked_at.metrics.pushers(pushers, behind);
         };
         let address = listening.open_metrics(&config.metrics.address, look).await?;
         tracing::info!(%address, "serving /metrics");

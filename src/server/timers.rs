@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use crate::{
     error::Result,
-    flows::{App, follow_up, jobs, remote::late, room::expire},
+    flows::{App, follow_up, jobs, media, remote::late, room::expire},
     schema::jobs::Job,
     server::Lead,
     store::timer::FIRED_A_SECOND_MAX,
@@ -19,6 +19,12 @@ const LOOKS_AT_LEAST_EVERY: Duration = Duration::from_secs(60);
 
 /// Starts the worker on the node that leads, so that a timer fires once.
 pub(crate) fn start(app: &App, _lead: &Lead) {
+    let (tending, began_ms) = (app.clone(), app.env.now_ms());
+    app.env.spawn(async move {
+        if let Err(error) = media::tend::clear(&tending, began_ms).await {
+            tracing::error!(%error, "what uploads have left could not be thrown away; the next start tries again");
+        }
+    });
     app.env.spawn(run(app.clone()));
 }
 

@@ -39,7 +39,7 @@ async fn paths_that_are_not_served_yet_are_known() {
         (Method::PUT, "/_matrix/key/v2/query/", 405),
         (Method::GET, "/_matrix/key/v2/nowhere", 404),
         (Method::PATCH, "/_matrix/media/v3/upload", 405),
-        (Method::POST, "/_matrix/media/v3/upload", 404),
+        (Method::POST, "/_matrix/client/v3/account/3pid", 404),
         (Method::GET, "/_matrix/media/v3/nowhere", 404),
         (Method::GET, "/_matrix/client/v3/voip/turnServer", 404),
         (Method::PATCH, "/_matrix/client/v3/voip/turnServer", 405),

@@ -624,7 +624,7 @@ async fn devices_are_announced_once_it_is_known_who_is_in_the_room() {
     }
     scene.is_open.store(true, Ordering::Relaxed);
     scene.bob.ok_get(&format!("/rooms/{}/members", scene.id())).await;
-    scene.pause(5).await;
+    scene.pause(1).await;
     assert_eq!(updates(&told_b), [json!(null); 0], "Bob may be gone soon");
     scene.pause(30).await;
     let told = updates(&told_b);

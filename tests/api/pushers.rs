@@ -16,6 +16,13 @@ fn pusher(key: &str) -> Value {
     })
 }
 
+/// A pusher as the client is shown it that set it.
+fn shown(client: &TestClient, mut pusher: Value) -> Value {
+    pusher["org.matrix.msc3881.enabled"] = json!(true);
+    pusher["org.matrix.msc3881.device_id"] = json!(client.device_id);
+    json!({ "pushers": [pusher] })
+}
+
 async fn keys(client: &TestClient) -> Vec<String> {
     let (status, json) = client.get(PUSHERS).await;
     assert_eq!(status, StatusCode::OK);
@@ -29,11 +36,11 @@ async fn pushers_are_set_replaced_listed_and_deleted() {
     let (alice, bob) = (server.register("alice").await, server.register("bob").await);
     assert_eq!(alice.get(PUSHERS).await.1, json!({ "pushers": [] }));
     assert_eq!(alice.post(SET, pusher("k")).await, (StatusCode::OK, json!({})));
-    assert_eq!(alice.get(PUSHERS).await.1, json!({ "pushers": [pusher("k")] }));
+    assert_eq!(alice.get(PUSHERS).await.1, shown(&alice, pusher("k")));
     let mut newer = pusher("k");
     newer["lang"] = json!("de");
     alice.ok_post(SET, newer.clone()).await;
-    assert_eq!(alice.get(PUSHERS).await.1, json!({ "pushers": [newer] }));
+    assert_eq!(alice.get(PUSHERS).await.1, shown(&alice, newer));
 
     let mut appended = pusher("k");
     appended["append"] = json!(true);

@@ -41,7 +41,8 @@ impl Federated {
 
     /// Starts a server over this store and puts it into the network, at the address that belongs to its place.
     fn start(&self, place: usize, name: &str, store: Store, change: impl Fn(&mut Config)) -> TestServer {
-        let network = Network { resolver: Arc::new(self.net.clone()), transport: Arc::new(self.net.clone()) };
+        let door = Arc::new(self.net.clone());
+        let network = Network { resolver: door.clone(), transport: door.clone(), web: door };
         let env = Env::simulated(place as u64 + 1, BEGAN_MS).in_network(network);
         let server = TestServer::start(env, store, |config| {
             config.server.name = name.try_into().unwrap();

@@ -12,6 +12,8 @@ pub(crate) mod signed;
 
 pub(crate) use remote::some_hashes;
 
+use std::{path::Path, sync::Arc};
+
 use aqueduct::{
     accounts::users,
     api::extract::Peer,
@@ -28,6 +30,7 @@ use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use ruma::{RoomId, UserId};
 use serde_json::Value;
+use tempfile::TempDir;
 use tower::ServiceExt;
 
 /// The time at which every test begins: 2026-01-01, in milliseconds since the epoch.
@@ -60,6 +63,8 @@ pub(crate) fn user_num(store: &Store, user_id: &str) -> UserNum {
 #[derive(Clone)]
 pub(crate) struct TestServer {
     server: Server,
+    /// The directory of media, which vanishes with the last of its servers.
+    media: Arc<TempDir>,
 }
 
 impl TestServer {
@@ -87,6 +92,16 @@ impl TestServer {
 
     /// Like [`TestServer::over`], with these doors.
     pub(crate) fn start(env: Env, store: Store, change: impl FnOnce(&mut Config)) -> Self {
+        Self::start_with(env, store, Arc::new(tempfile::tempdir().unwrap()), change)
+    }
+
+    /// Like [`TestServer::start`], with the media of this directory.
+    pub(crate) fn start_with(
+        env: Env,
+        store: Store,
+        media: Arc<TempDir>,
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
         let mut config = Config::default();
         config.server.name = "test.example".try_into().unwrap();
         config.registration.mode = aqueduct::config::RegistrationMode::Open;
@@ -96,15 +111,22 @@ impl TestServer {
         config.limits.rate_limits = false;
         // An index writes in threads of its own, which only the tests of search need.
         config.search.enabled = false;
+        config.media.directory = media.path().join("media");
         change(&mut config);
-        Self { server: Server::start(config, env, store, Some(Lead::of_only_node())).unwrap() }
+        Self { server: Server::start(config, env, store, Some(Lead::of_only_node())).unwrap(), media }
     }
 
     /// A server over what this one leaves on its disk if it is killed now, with this many of the writes that were not synced.
     pub(crate) fn killed(&self, kept: usize) -> Self {
         let Engine::Memory(memory) = self.server.app().store.engine() else { panic!("not in memory") };
         let memory = Engine::Memory(memory.after_crash(kept));
-        Self::over(Store::open(memory, Durability::Fsync).unwrap(), |_| {})
+        let store = Store::open(memory, Durability::Fsync).unwrap();
+        Self::start_with(Env::simulated(1, BEGAN_MS), store, Arc::clone(&self.media), |_| {})
+    }
+
+    /// The directory of media.
+    pub(crate) fn media(&self) -> &Path {
+        self.media.path()
     }
 
     /// Requires that a check of the store finds nothing, and answers the number of rows of each table.

@@ -20,8 +20,12 @@ use super::{BEGAN_MS, TestServer, encoded, remote::Remote};
 
 /// The doors of a server in this network.
 pub(crate) fn doors(net: &Net) -> Env {
-    let network = Network { resolver: Arc::new(net.clone()), transport: Arc::new(net.clone()) };
-    Env::simulated(1, BEGAN_MS).in_network(network)
+    let door = Arc::new(net.clone());
+    Env::simulated(1, BEGAN_MS).in_network(Network {
+        resolver: door.clone(),
+        transport: door.clone(),
+        web: door,
+    })
 }
 
 /// Another server, which publishes its keys and signs its requests.

@@ -40,6 +40,8 @@ pub enum Lane {
     Keys,
     /// Signatures of policy servers.
     Signatures,
+    /// Files that users ask for, which take long to come.
+    Media,
 }
 
 /// One for whom a line stands before the places of a kind.
@@ -60,6 +62,7 @@ pub(super) struct Places {
     fetches: Arc<Semaphore>,
     keys: Arc<Semaphore>,
     signatures: Arc<Semaphore>,
+    media: Arc<Semaphore>,
 }
 
 struct Line {
@@ -99,6 +102,7 @@ impl Default for Places {
             fetches: all(),
             keys: all(),
             signatures: all(),
+            media: all(),
         }
     }
 }
@@ -118,6 +122,7 @@ impl Places {
             Lane::Fetches => (&self.fetches, ALL_MAX),
             Lane::Keys => (&self.keys, ALL_MAX),
             Lane::Signatures => (&self.signatures, ALL_MAX),
+            Lane::Media => (&self.media, ALL_MAX),
         };
         // First the payer's own place, then the server's: whoever waits holds none that others could use.
         let of_payer = match payer {

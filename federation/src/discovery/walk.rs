@@ -8,6 +8,7 @@ use futures_util::future::join_all;
 use crate::{
     discovery::{
         Found, Line, NotFound, Parts, Step,
+        hosts::DNS_TIMEOUT,
         name::{Host, Name},
         services,
     },
@@ -98,7 +99,7 @@ impl<'p> Walk<'p> {
 
     /// The SRV records of a name; none where there are none. Errors: the domain declines the service.
     async fn services(&mut self, name: &str, step: Step) -> Result<Option<Vec<Service>>, NotFound> {
-        let answer = tokio::time::timeout(super::DNS_TIMEOUT, self.parts.ports.resolver.services(name)).await;
+        let answer = tokio::time::timeout(DNS_TIMEOUT, self.parts.ports.resolver.services(name)).await;
         let late = || Err(NotResolved::Failed("it did not answer in time".to_owned()));
         match answer.unwrap_or_else(|_| late()) {
             Ok(Services { services, ttl_s }) => {
@@ -138,7 +139,7 @@ impl<'p> Walk<'p> {
         step: Step,
     ) -> Result<Found, NotFound> {
         let names: Vec<_> = services.iter().map(|it| (Host::of_record(&it.host), it.port)).collect();
-        let located = join_all(names.iter().map(|(host, port)| self.parts.locate(host, *port))).await;
+        let located = join_all(names.iter().map(|(host, port)| self.parts.hosts.locate(host, *port))).await;
         let mut place: Option<Place> = None;
         let mut first_error = None;
         for (service, located) in services.iter().zip(located) {
@@ -174,7 +175,7 @@ impl<'p> Walk<'p> {
         written: &str,
         step: Step,
     ) -> Result<Found, NotFound> {
-        let located = self.parts.locate(host, port).await;
+        let located = self.parts.hosts.locate(host, port).await;
         let located = located.inspect_err(|error| self.note(step, error.to_string()))?;
         self.holds_for_s(located.ttl_s);
         self.note(step, located.to_string());
@@ -182,7 +183,7 @@ impl<'p> Walk<'p> {
     }
 
     fn found(&self, place: Place, tls_name: String, written: &str, step: Step) -> Found {
-        let target = Target { place, tls_name, host_header: written.to_owned() };
+        let target = Target { place, tls_name: Some(tls_name), host_header: written.to_owned() };
         Found { target, step, until_ms: self.until_ms }
     }
 

@@ -9,16 +9,12 @@ use std::{collections::BTreeSet, time::Duration};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use http::{HeaderMap, StatusCode, header};
-use url::{Host as UrlHost, Url};
+use url::Url;
 
 use crate::{
-    discovery::{
-        Parts,
-        freshness::kept_ms,
-        name::{Host, Name},
-    },
+    discovery::{Parts, freshness::kept_ms, name::Name},
     json::Json,
-    ports::{Body, Place, Target},
+    ports::Body,
 };
 
 /// The largest body that is read.
@@ -88,7 +84,7 @@ type Response = (StatusCode, HeaderMap, Bytes);
 
 async fn request(parts: &Parts, url: &Url) -> Result<Response, Asked> {
     let failed = |why: String| Asked::Failed { why };
-    let target = target(parts, url).await?;
+    let target = parts.hosts.find_url(url).await.map_err(|error| failed(error.to_string()))?;
     let path = url.query().map_or_else(|| url.path().to_owned(), |query| format!("{}?{query}", url.path()));
     let request = http::Request::get(path)
         .header(header::ACCEPT, "application/json")
@@ -115,28 +111,6 @@ async fn read(mut body: Body) -> Result<Bytes, String> {
         bytes.extend(piece.iter().take(left));
     }
     Ok(bytes.into())
-}
-
-/// Where the URL leads: resolved and guarded here, whether it is the first or a redirect.
-async fn target(parts: &Parts, url: &Url) -> Result<Target, Asked> {
-    let failed = |why: String| Asked::Failed { why };
-    let port = url.port_or_known_default().unwrap_or(443);
-    let (host, written) = match url.host() {
-        Some(UrlHost::Domain(name)) => {
-            let parsed = Name::parse(name).map_err(|why| failed(format!("{name}: {why}")))?;
-            (parsed.host, name.to_owned())
-        }
-        Some(UrlHost::Ipv4(address)) => (Host::Literal(address.into()), address.to_string()),
-        Some(UrlHost::Ipv6(address)) => (Host::Literal(address.into()), format!("[{address}]")),
-        None => return Err(failed("the redirect names no host".to_owned())),
-    };
-    let tls_name = match &host {
-        Host::Literal(address) => address.to_string(),
-        Host::Dns(name) => name.clone(),
-    };
-    let host_header = url.port().map_or_else(|| written.clone(), |port| format!("{written}:{port}"));
-    let place: Place = parts.locate(&host, port).await.map_err(|error| failed(error.to_string()))?.place;
-    Ok(Target { place, tls_name, host_header })
 }
 
 fn is_redirect(status: StatusCode) -> bool {

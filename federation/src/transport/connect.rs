@@ -1,12 +1,20 @@
 //! Opening a connection: to one of the guarded addresses or through a forward proxy, then TLS under the target's name
 //! ([TLS](https://spec.matrix.org/v1.19/server-server-api/#tls)).
 
-use std::{collections::VecDeque, fmt, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    fmt, io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use ruma::serde::{Base64, base64::Standard};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::TcpStream,
 };
 use tokio_rustls::{
@@ -30,7 +38,57 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The head of a proxy's answer.
 const PROXY_ANSWER_BYTES_MAX: usize = 8192;
 
-pub(super) type Stream = TlsStream<TcpStream>;
+/// An open connection, on which nothing was asked yet.
+pub(super) enum Stream {
+    Tls(Box<TlsStream<TcpStream>>),
+    Plain(TcpStream),
+}
+
+impl Stream {
+    /// Whether both sides agreed on HTTP/2, which they do within the handshake of TLS alone.
+    pub(super) fn is_http2(&self) -> bool {
+        match self {
+            Self::Tls(stream) => stream.get_ref().1.alpn_protocol() == Some(b"h2"),
+            Self::Plain(_) => false,
+        }
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
 
 /// Where a connection leads to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,9 +178,10 @@ impl Connector {
         Self { tls: trust.config(), proxy }
     }
 
-    /// Connects to the first place that takes connections and proves its name. Errors: [`NotSent`], of the last place.
+    /// Connects to the first place that takes connections and proves its name, where it needs one. Errors: [`NotSent`], of the
+    /// last place.
     pub(super) async fn connect(&self, target: &Target) -> Result<(Stream, Reached), NotSent> {
-        let tls_name = TlsName::try_from(target.tls_name.clone());
+        let tls_name = target.tls_name.clone().map(TlsName::try_from).transpose();
         let tls_name =
             tls_name.map_err(|_| NotSent::Certificate("no certificate can have this name".to_owned()))?;
         let mut places: VecDeque<Reached> = match &target.place {
@@ -136,7 +195,8 @@ impl Connector {
             let racing = self.race(&mut places);
             let (tcp, reached) =
                 tokio::time::timeout(CONNECT_TIMEOUT, racing).await.map_err(|_| NotSent::TimedOut)??;
-            match self.prove(tcp, tls_name.clone()).await {
+            let Some(name) = tls_name.clone() else { return Ok((Stream::Plain(tcp), reached)) };
+            match self.prove(tcp, name).await {
                 Ok(stream) => return Ok((stream, reached)),
                 // Another address may be a server that works.
                 Err(error) => last = error,
@@ -200,7 +260,7 @@ impl Connector {
         let handshake = TlsConnector::from(Arc::clone(&self.tls)).connect(name, tcp);
         let result =
             tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await.map_err(|_| NotSent::TimedOut)?;
-        result.map_err(|error| {
+        result.map(|stream| Stream::Tls(Box::new(stream))).map_err(|error| {
             let cause = error.get_ref().and_then(|it| it.downcast_ref::<rustls::Error>());
             match cause {
                 Some(rustls::Error::InvalidCertificate(why)) => NotSent::Certificate(why.to_string()),

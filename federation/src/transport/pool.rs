@@ -53,7 +53,7 @@ impl Connection {
 
 /// A connection, and what it may serve.
 pub(super) struct Pooled {
-    pub(super) tls_name: String,
+    pub(super) tls_name: Option<String>,
     pub(super) reached: Reached,
     pub(super) connection: Connection,
 }
@@ -114,8 +114,11 @@ impl Pool {
         Some(pooled)
     }
 
-    /// Keeps a connection for the next request.
+    /// Keeps a connection for the next request, if it has TLS: one without has no name that could tell whom it serves.
     pub(super) fn put(&self, pooled: Pooled) {
+        if pooled.tls_name.is_none() {
+            return;
+        }
         let mut kept = self.kept.lock();
         self.clear(&mut kept);
         let same = |it: &Kept| it.pooled.tls_name == pooled.tls_name && it.pooled.reached == pooled.reached;

@@ -173,7 +173,7 @@ fn loopback() -> Guard {
 
 fn target(addresses: &[SocketAddr], tls_name: &str, host_header: &str) -> Target {
     let admitted = loopback().admit(addresses.iter().copied()).unwrap();
-    let (tls_name, host_header) = (tls_name.to_owned(), host_header.to_owned());
+    let (tls_name, host_header) = (Some(tls_name.to_owned()), host_header.to_owned());
     Target { place: Place::Addresses(admitted), tls_name, host_header }
 }
 
@@ -401,7 +401,7 @@ async fn a_forward_proxy_is_told_name_and_port() {
     let address = proxy(server.address, "dTpwQMOf").await;
     let target = |host: &str| Target {
         place: Place::Names(vec![(host.to_owned(), 8448)]),
-        tls_name: "a.example".to_owned(),
+        tls_name: Some("a.example".to_owned()),
         host_header: "a.example".to_owned(),
     };
     let https = |url: String| {
@@ -458,5 +458,57 @@ async fn both_versions_of_http_carry_large_bodies_both_ways() {
         let response = authority.https().send(target, put).await.unwrap();
         assert_eq!(response.headers()["x-length"], "2000000");
         assert_eq!(read(response).await.len(), 3_000_000);
+    }
+}
+
+#[tokio::test]
+async fn a_target_without_tls_is_asked_in_the_clear_and_its_connection_serves_nobody_else() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let connections = Arc::new(AtomicUsize::new(0));
+    let counting = Arc::clone(&connections);
+    tokio::spawn(async move {
+        while let Ok((tcp, _)) = listener.accept().await {
+            counting.fetch_add(1, Ordering::Relaxed);
+            let service = service_fn(|request| async move { Ok::<_, Infallible>(echo(request)) });
+            let serving =
+                hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(tcp), service);
+            tokio::spawn(serving.map(drop));
+        }
+    });
+    let web = Https::for_web(&Authority::new().trust(), None, Arc::new(SystemClock), Arc::new(Spawner));
+    let plain = Target { tls_name: None, ..target(&[address], "", "a.example") };
+    for _ in 0..2 {
+        let response = web.send(plain.clone(), get("/x")).await.unwrap();
+        assert_eq!(read(response).await, r#"HTTP/1.1 /x host=Some("a.example") authority=None"#);
+    }
+    assert_eq!(connections.load(Ordering::Relaxed), 2);
+    // Whoever needs TLS is never served without it.
+    let proved = web.send(target(&[address], "a.example", "a.example"), get("/x")).await;
+    assert!(matches!(proved, Err(NotSent::Unreachable(_))), "{proved:?}");
+}
+
+#[tokio::test]
+async fn pages_of_the_web_may_have_larger_headers_than_servers_and_not_any() {
+    let authority = Authority::new();
+    for alpn in [ONE, BOTH] {
+        let server = Server::start(authority.server("a.example", alpn), |request| {
+            let bytes: usize = request.uri().path()[1..].parse().unwrap();
+            let mut reply = reply(200, "");
+            for _ in 0..bytes / 1000 {
+                reply.headers_mut().append("x-policy", "x".repeat(980).parse().unwrap());
+            }
+            reply
+        })
+        .await;
+        let web = Https::for_web(&authority.trust(), None, Arc::new(SystemClock), Arc::new(Spawner));
+        let target = target(&[server.address], "a.example", "a.example");
+        let ask = |https: Https, path: &'static str| {
+            let target = target.clone();
+            async move { https.send(target, get(path)).await.map(|it| it.status()) }
+        };
+        assert_eq!(ask(web.clone(), "/40000").await, Ok(StatusCode::OK));
+        assert!(ask(authority.https(), "/40000").await.is_err());
+        assert!(ask(web, "/90000").await.is_err());
     }
 }

@@ -30,9 +30,10 @@ const VERSIONS: [&str; 22] = [
 /// Features that clients look for by an unstable name, and that this server has: deleting account data (MSC3391), pages of messages
 /// filtered by relations (MSC3874), invitations filtered by inviter (MSC4155) and blocked altogether (MSC4380), the state after the
 /// timeline (MSC4222), subscriptions to threads (MSC4306), sticky events (MSC4354), simplified sliding sync (MSC4186).
-const UNSTABLE_FEATURES: [&str; 9] = [
+const UNSTABLE_FEATURES: [&str; 10] = [
     "org.matrix.msc3391",
     "org.matrix.msc3874",
+    "org.matrix.msc3881",
     "org.matrix.msc4155",
     "org.matrix.msc4222",
     "org.matrix.msc4306",

@@ -3,8 +3,8 @@
 use http::Method;
 use ruma::{
     api::client::push::{
-        PushRule, delete_pushrule, get_pushers, get_pushrule, get_pushrule_actions, get_pushrule_enabled,
-        get_pushrules_all, get_pushrules_global_scope,
+        PushRule, delete_pushrule, get_notifications, get_pushers, get_pushrule, get_pushrule_actions,
+        get_pushrule_enabled, get_pushrules_all, get_pushrules_global_scope,
         set_pusher::{self, v3::PusherAction},
         set_pushrule, set_pushrule_actions, set_pushrule_enabled,
     },
@@ -27,8 +27,19 @@ use crate::{
         account::{push_rules, pushers as flow},
         limits::Limit,
     },
-    push::{pushers, rules},
+    ids::Position,
+    json::Object,
+    push::{
+        notified::{self, Ask},
+        pushers::{self, NewPusher},
+        rules,
+    },
 };
+
+/// A page of notifications has this many where the client does not say.
+const PAGE_DEFAULT: usize = 20;
+/// A page of notifications has at most this many.
+const PAGE_MAX: usize = 100;
 
 pub(crate) fn routes(r: &mut Routes) {
     r.client(get_pushrules_all).limit(Limit::Read);
@@ -45,6 +56,7 @@ pub(crate) fn routes(r: &mut Routes) {
     r.client(set_no_rules).limit(Limit::Other);
     r.client(get_pushers).limit(Limit::Read);
     r.client(set_pusher).limit(Limit::Other);
+    r.client(get_notifications).limit(Limit::Read);
 }
 
 fn rules_of(app: &App, caller: &Caller) -> Result<Ruleset> {
@@ -231,7 +243,7 @@ pub(crate) async fn set_no_rules(_app: App, client: Client<Raw<SetNoRules>>) -> 
 
 /// `GET /_matrix/client/v3/pushers`
 pub(crate) async fn get_pushers(app: App, client: Client<get_pushers::v3::Request>) -> Result<RawJson> {
-    let pushers = pushers::list(&*app.store.snapshot(), client.caller.user)?;
+    let pushers = pushers::list_shown(&*app.store.snapshot(), client.caller.user)?;
     Ok(RawJson(json!({ "pushers": pushers }).to_string().into()))
 }
 
@@ -244,10 +256,55 @@ pub(crate) async fn set_pusher(
     if client.request.body.field("kind").is_none() {
         return Err(Refusal::missing_param("`kind` is missing; it is null to delete a pusher.").into());
     }
+    let is_enabled = match client.request.body.field(pushers::ENABLED) {
+        None | Some("true") => true,
+        Some("false") => false,
+        Some(_) => {
+            let why = format!("`{}` must be true or false.", pushers::ENABLED);
+            return Err(Refusal::bad_json(why).into());
+        }
+    };
     match client.request.read()?.action {
-        PusherAction::Post(data) => flow::set(&app, &client.caller, data).await?,
+        PusherAction::Post(data) => {
+            let now_ms = app.env.now_ms();
+            let new = NewPusher { pusher: data.pusher, append: data.append, is_enabled, now_ms };
+            flow::set(&app, &client.caller, new).await?;
+        }
         PusherAction::Delete(ids) => flow::delete(&app, &client.caller, ids).await?,
         _ => return Err(Refusal::invalid_param("`kind` must be `http`, or null to delete a pusher.").into()),
     }
     Ok(set_pusher::v3::Response::new())
+}
+
+/// `GET /_matrix/client/v3/notifications`
+pub(crate) async fn get_notifications(
+    app: App,
+    client: Client<get_notifications::v3::Request>,
+) -> Result<RawJson> {
+    let get_notifications::v3::Request { from, limit, only, .. } = client.request;
+    let parse = |from: &String| from.parse().ok().and_then(Position::new);
+    let before = match &from {
+        Some(from) => {
+            let why = "`from` is not the `next_token` of an earlier page; leave it out to begin anew.";
+            Some(parse(from).ok_or_else(|| Refusal::invalid_param(why))?)
+        }
+        None => None,
+    };
+    let only_highlights = match only.as_deref() {
+        None | Some("") => false,
+        Some("highlight") => true,
+        Some(_) => return Err(Refusal::invalid_param("`only` must be `highlight`, or left out.").into()),
+    };
+    let limit = limit.map_or(PAGE_DEFAULT, |limit| usize::try_from(u64::from(limit)).unwrap_or(usize::MAX));
+    let limit = limit.clamp(1, PAGE_MAX);
+    let ask = Ask { before, limit, only_highlights, now_ms: app.env.now_ms() };
+    let (owned, caller) = (app.clone(), client.caller);
+    let list = move || Ok(notified::list(&*owned.store.snapshot(), &owned.push, &caller, ask)?);
+    let page = app.env.blocking(list).await?;
+    let mut answer = Object::with_capacity(4_096);
+    if let Some(next) = page.next {
+        answer.text("next_token", &next.number().to_string());
+    }
+    answer.list("notifications", &page.notifications);
+    Ok(RawJson(answer.finish().into()))
 }

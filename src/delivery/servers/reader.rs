@@ -43,7 +43,7 @@ const NOTED_EVERY: Duration = Duration::from_secs(1);
 const FAILED_AGAIN_AFTER: Duration = Duration::from_secs(2);
 /// Devices are announced this long after the state of a room became whole. It is no hurry, because whoever wants to know asks, and users
 /// who have left by then are announced to nobody.
-const ANNOUNCED_AFTER: Duration = Duration::from_secs(10);
+const ANNOUNCED_AFTER: Duration = Duration::from_secs(3);
 /// Servers that turn out to be in a room are told at most this many events of ours that they missed: the newest, from which they find
 /// the others.
 const MISSED_MAX: usize = 20;

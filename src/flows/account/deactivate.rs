@@ -19,7 +19,7 @@ use crate::{
 /// Ends an account: nobody can log in to it any more, its data is deleted, it leaves its rooms, and nobody else gets its name.
 /// With `erase`, its events are shown redacted to users who were not in the room, and its receipts are deleted.
 pub(crate) async fn deactivate(app: &App, user: UserNum, user_id: OwnedUserId, erase: bool) -> Result<()> {
-    let (swept, told) = write::for_user(app, user, move |app, batch| {
+    let (swept, told, forgotten) = write::for_user(app, user, move |app, batch| {
         users::deactivate(batch, user, erase)?;
         passwords::set(batch, user, None);
         let swept = log_out::end(app, batch, user, &user_id, &Ending::All)?;
@@ -33,10 +33,12 @@ pub(crate) async fn deactivate(app: &App, user: UserNum, user_id: OwnedUserId, e
         backup::delete_all(batch, user);
         delayed::delete_all(batch, user)?;
         subscriptions::delete_all(batch, user);
-        Ok((swept, jobs::promise(app, batch, &Job::TellRooms { user })))
+        let forgotten = erase.then(|| jobs::promise(app, batch, &Job::ForgetMedia { user }));
+        Ok((swept, jobs::promise(app, batch, &Job::TellRooms { user }), forgotten))
     })
     .await?;
     jobs::begin(app, swept);
+    jobs::begin(app, forgotten);
     jobs::keep(app, Some(told)).await
 }
 

@@ -6,7 +6,7 @@ use crate::{
     accounts, delivery, encryption,
     flows::remote,
     ids::{Position, RoomNum},
-    push, rooms,
+    media, push, rooms,
     schema::{self, jobs::Job, rooms::Place},
     store::{
         self, Direction, Fault, LogEntry, Snapshot, Store,
@@ -30,6 +30,8 @@ fn checks() -> Vec<RowCheck> {
     all.extend(rooms::check::checks());
     all.extend(encryption::check::checks());
     all.extend(push::check::checks());
+    all.extend(media::preview::check::checks());
+    all.extend(media::check::checks());
     all.extend(remote::check::checks());
     all.extend(delivery::check::checks());
     all.extend(connections::check::checks());
@@ -54,7 +56,13 @@ fn checks() -> Vec<RowCheck> {
 /// Checks that the user and the room of a job are there.
 fn job(read: &Snapshot, job: &Job, doubts: &mut Doubts) -> Result<(), Fault> {
     let (user, room) = match job {
-        Job::TrimLog => (None, None),
+        Job::TrimLog | Job::TendMedia { .. } => (None, None),
+        Job::TendBlob { digest, .. } => {
+            let is_there = schema::MEDIA_BLOB.contains(read, &digest.0)?;
+            doubts.unless(is_there, "the blob of the job does not exist");
+            (None, None)
+        }
+        Job::EndUnused { user, .. } | Job::ForgetMedia { user } => (Some(*user), None),
         // This server may know nothing of the room, or nothing any more.
         Job::LeaveAgain { user, .. } | Job::ForgetEnded { user, .. } => (Some(*user), None),
         Job::TellRooms { user } | Job::SweepDevices { user } | Job::SendDelayed { user } => {

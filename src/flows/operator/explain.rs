@@ -5,6 +5,7 @@ use std::{fmt, sync::Arc};
 use ruma::{EventId, OwnedEventId, OwnedRoomId, OwnedUserId, UserId};
 use serde::{Deserialize, Serialize};
 
+use super::accounts::require_user;
 use crate::{
     accounts::{ignored::Ignored, users},
     error::{Refusal, Result},
@@ -133,6 +134,13 @@ impl fmt::Display for Explanation {
         }
         Ok(())
     }
+}
+
+/// Explains an event by its id, for a user by name or id. Errors: 400 for what is no event id, 404 for what is not known here.
+pub(super) async fn of_event(app: &App, event: &str, user: Option<String>) -> Result<Explanation> {
+    let event = EventId::parse(event).map_err(|_| Refusal::invalid_param("This is not an event id."))?;
+    let user = user.map(|name| require_user(app, &name).map(|(_, user_id)| user_id)).transpose()?;
+    explain(app, event, user).await
 }
 
 /// Explains an event, and the view of a user of this server on it. Errors: 404 `M_NOT_FOUND` for an event or user that is not

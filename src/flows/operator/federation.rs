@@ -152,7 +152,7 @@ pub async fn check(app: &App, name: &str) -> Result<CheckedServer> {
         }
     };
     checked.found_by = Some(found.step.number().to_owned());
-    checked.tls_name = Some(found.target.tls_name);
+    checked.tls_name = found.target.tls_name;
     match ask(app, &checked.server, "/_matrix/federation/v1/version").await {
         Ok(json) => checked.version = version(&json),
         Err(why) => checked.faults.push(format!("its version: {why}")),

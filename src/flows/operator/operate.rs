@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use ruma::{EventId, OwnedDeviceId, OwnedUserId};
+use ruma::{OwnedDeviceId, OwnedUserId};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -25,6 +25,7 @@ use crate::{
             check,
             explain::{self, Explanation},
             federation::{self, CheckedServer, Retried, Statuses},
+            media::{self, MediaCommand, MediaOutcome},
             reports::{self, Dismissed, Reported},
             signing_keys::{self, MadeKey},
         },
@@ -152,6 +153,8 @@ pub enum Command {
     RebuildSearch,
     /// Says how far the index of search has come.
     SearchStatus,
+    /// Looks at media, or deals with it.
+    Media(MediaCommand),
 }
 
 impl Command {
@@ -178,6 +181,7 @@ impl Command {
             | Self::MakeKey
             | Self::RebuildSearch
             | Self::SearchStatus
+            | Self::Media(_)
             | Self::Check => false,
         }
     }
@@ -238,6 +242,8 @@ pub enum Outcome {
     SearchBegun(SearchStatus),
     /// How far the index of search has come.
     SearchIs(SearchStatus),
+    /// Media was looked at, or dealt with.
+    Media(MediaOutcome),
 }
 
 impl Outcome {
@@ -266,6 +272,7 @@ impl Outcome {
             | Self::KeyMade(_)
             | Self::SearchBegun(_)
             | Self::SearchIs(_)
+            | Self::Media(_)
             | Self::Restored(_) => true,
         }
     }
@@ -419,7 +426,7 @@ pub async fn operate(
         Command::RevokeToken { token } => Outcome::TokenRevoked(revoke_token(app, token).await?),
         Command::BackUp { to } => Outcome::BackedUp(back_up(app, to, progress).await?),
         Command::Explain { event, user } => {
-            Outcome::Explained(Box::new(explain_event(app, &event, user).await?))
+            Outcome::Explained(Box::new(explain::of_event(app, &event, user).await?))
         }
         Command::Check => Outcome::Checked(check_store(app, progress).await?),
         Command::ListServers => Outcome::Servers(federation::list(app).await?),
@@ -429,17 +436,12 @@ pub async fn operate(
             Outcome::SearchBegun(app.searching.progress(&app.store)?)
         }
         Command::SearchStatus => Outcome::SearchIs(app.searching.progress(&app.store)?),
+        Command::Media(command) => Outcome::Media(media::operate(app, command).await?),
         Command::RetryServer { server } => Outcome::ServerRetried(federation::retry(app, &server)?),
         Command::CheckServer { server } => {
             Outcome::ServerChecked(Box::new(federation::check(app, &server).await?))
         }
     })
-}
-
-async fn explain_event(app: &App, event: &str, user: Option<String>) -> Result<Explanation> {
-    let event = EventId::parse(event).map_err(|_| Refusal::invalid_param("This is not an event id."))?;
-    let user = user.map(|name| require_user(app, &name).map(|(_, user_id)| user_id)).transpose()?;
-    explain::explain(app, event, user).await
 }
 
 /// The password to use, and the same again if it was made here, so that the operator is told it.

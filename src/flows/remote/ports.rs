@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// The wall clock, the randomness and the tasks of this server.
-pub(super) struct Doors(pub(super) Env);
+pub(crate) struct Doors(pub(crate) Env);
 
 impl Clock for Doors {
     fn now_ms(&self) -> u64 {
@@ -45,9 +45,10 @@ impl Tasks for Doors {
 }
 
 /// Opens the network: that of the simulated world, or the real one with these settings. Fails where a setting cannot be used.
-pub(super) fn open(config: &Config, env: &Env) -> Result<Network> {
+pub(crate) fn open(config: &Config, env: &Env) -> Result<Network> {
     if env.is_simulated() {
-        let none = Network { resolver: Arc::new(Nowhere), transport: Arc::new(Nowhere) };
+        let none =
+            Network { resolver: Arc::new(Nowhere), transport: Arc::new(Nowhere), web: Arc::new(Nowhere) };
         return Ok(env.simulated_network().unwrap_or(none));
     }
     let broken = |error: &dyn std::fmt::Display| Error::broken(error.to_string());
@@ -57,9 +58,10 @@ pub(super) fn open(config: &Config, env: &Env) -> Result<Network> {
     let proxy = &config.federation.proxy;
     let proxy = (!proxy.is_empty()).then(|| Proxy::parse(proxy)).transpose().map_err(|it| broken(&it))?;
     let doors = Arc::new(Doors(env.clone()));
+    let web = Https::for_web(&trust, proxy.clone(), doors.clone(), doors.clone());
     let transport = Https::new(&trust, proxy, doors.clone(), doors);
     let resolver = SystemDns::new().map_err(|it| broken(&it))?;
-    Ok(Network { resolver: Arc::new(resolver), transport: Arc::new(transport) })
+    Ok(Network { resolver: Arc::new(resolver), transport: Arc::new(transport), web: Arc::new(web) })
 }
 
 /// A world without other servers.

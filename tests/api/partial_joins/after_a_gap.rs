@@ -44,7 +44,7 @@ async fn who_came_into_the_room_after_an_event_is_no_part_of_the_state_before_it
                 .find(|made| made.id == id)
                 .map(|made| json!({ "origin": "a.example", "origin_server_ts": 1, "pdus": [made.json] })),
             "send" => Some(json!({ "pdus": {} })),
-            _ if uri.path() == "/_matrix/key/v2/server" => serde_json::from_str(&keys.to_string()).ok(),
+            _ if uri.path() == "/_matrix/key/v2/server" => serde_json::from_str(keys.as_ref()).ok(),
             _ => None,
         };
         std::future::ready(match told {

@@ -148,7 +148,7 @@ impl World {
         let store = Store::open(Engine::Memory(memory), Durability::Fsync).unwrap();
         let door = Arc::new(Door { wire: self.wire.clone(), from: place });
         let env = Env::simulated_with_disk(self.wire.below(u64::MAX), self.now_ms(), DISK_TAKES_MAX)
-            .in_network(Network { resolver: door.clone(), transport: door });
+            .in_network(Network { resolver: door.clone(), transport: door.clone(), web: door });
         // The store is checked here, because a crash must leave it whole before anybody writes on.
         rows::store(&store);
         let server = self

@@ -223,7 +223,59 @@ async fn a_house() -> Fixture {
         fixture.store().flush().unwrap();
     }
     add_what_only_other_servers_make(&fixture);
+    add_media(&fixture);
     fixture
+}
+
+/// Adds items with and without bytes, a thumbnail, an item of another server, and a blob that is about to be.
+fn add_media(fixture: &Fixture) {
+    use crate::{
+        media::{
+            Name,
+            items::{self, UserBounds},
+            objects,
+        },
+        schema::media::{ContentRow, Digest, ThumbnailRow},
+    };
+    let (alice, now_ms) = (UserNum(1), 1_767_225_600_000);
+    let name = |id: &str| Name::of("check.example", id).unwrap();
+    let (content_type, digest) = ("image/png".to_owned(), Digest([1; 32]));
+    let content = ContentRow { digest, bytes: 10, content_type: content_type.clone(), name: None };
+    fixture.write(|batch| {
+        let bounds = UserBounds { bytes_max: 0, created_max: 9 };
+        let object = objects::claim(batch, &digest, 10, now_ms).unwrap();
+        let (own, at) = ((&name("one"), None), (now_ms, false));
+        assert!(items::keep_own(batch, alice, own, (content.clone(), object), at, bounds).unwrap());
+        let other = Name::of("b.example", "three").unwrap();
+        assert!(items::keep_other(batch, &other, (content.clone(), object), at).unwrap());
+        items::create(batch, alice, &name("two"), (now_ms, now_ms + 864_000_000), bounds).unwrap();
+        let thumbnail = ThumbnailRow { digest: Digest([2; 32]), bytes: 5, content_type };
+        let object = objects::claim(batch, &thumbnail.digest, 5, now_ms).unwrap();
+        let of_one = (&name("one"), "8x8");
+        assert!(items::keep_thumbnail(batch, of_one, (&thumbnail, object), now_ms).unwrap());
+        objects::claim(batch, &Digest([3; 32]), 7, now_ms).unwrap();
+    });
+    add_preview(fixture, now_ms);
+    let mut note = fixture.store().note(&Guard::own_tables());
+    items::note_seen(&mut note, &name("one"), now_ms);
+    drop(fixture.store().enqueue_note(note).unwrap());
+    fixture.store().flush().unwrap();
+}
+
+/// Adds the preview of a page, with an image that has been deleted since.
+fn add_preview(fixture: &Fixture, at_ms: u64) {
+    use crate::{
+        media::preview::{address, rows},
+        schema::previews::{ImageRow, PreviewRow, Told},
+    };
+    let url = address::parse("https://a.example/").unwrap();
+    let image =
+        ImageRow { id: "gone".to_owned(), content_type: "image/png".to_owned(), bytes: 5, size: None };
+    let (told, until_ms) = (Some(Told::default()), at_ms + rows::FRESH_MS);
+    let row = PreviewRow { url: url.to_string(), until_ms, told, image: Some(image) };
+    fixture.write(|batch| {
+        rows::put(batch, "check.example", (rows::digest(&url), at_ms), &row).unwrap();
+    });
 }
 
 /// Has Alice sign with keys of her own: her device, her master key, and that of Bob.
@@ -430,6 +482,7 @@ const MAY_BE_LOST: &[&str] = &[
     "LOG",
     "LOG_TIME",
     "MASTER_SIGNED",
+    "MEDIA_SEEN",
     "OPENID_TOKENS",
     "OUTBOX",
     "PASSWORDS",
@@ -458,6 +511,7 @@ const MAY_BE_LOST: &[&str] = &[
     "UNREAD_OWN",
     "UNREAD_REDACTED",
     "UNREAD_SENT",
+    "URL_PREVIEW",
 ];
 /// A second row under another key is no fault in these tables: any hour may have a row, an empty row of the log of states is
 /// a marker, an entry of the log may stand at any position that staged steps have jumped over, and an event of another server may

@@ -7,6 +7,8 @@ use crate::{
         accounts::{RegistrationTokenRow, WrittenRow},
         backup::{BackedUpKey, BackupShare},
         encryption::{FallbackRow, OtherCount, OtherDeviceRow, OtherListRow, SignatureRow},
+        media::{BlobRow, BlobState, ItemRow},
+        previews::PreviewRow,
         receipts::{ReceiptKey, ReceiptKind},
         relations::{RelatedRow, RelationRow},
         remote::OutsideRow,
@@ -20,7 +22,7 @@ use crate::{
 };
 
 /// The sources of all checks.
-const SOURCES: [&str; 17] = [
+const SOURCES: [&str; 19] = [
     include_str!("../../check.rs"),
     include_str!("../../../../store/check.rs"),
     include_str!("../../../../store/check/own.rs"),
@@ -35,6 +37,8 @@ const SOURCES: [&str; 17] = [
     include_str!("../../../../encryption/check.rs"),
     include_str!("../../../../encryption/backup/check.rs"),
     include_str!("../../../../push/check.rs"),
+    include_str!("../../../../media/check.rs"),
+    include_str!("../../../../media/preview/check.rs"),
     include_str!("../../../remote/check.rs"),
     include_str!("../../../../delivery/check.rs"),
     include_str!("../../../../sync/connections/check.rs"),
@@ -72,6 +76,7 @@ pub(super) fn damage_each(fixture: &Fixture, said: &mut Vec<String>) {
     wrong.say_of_other_servers();
     wrong.say_of_delivery();
     wrong.say_of_connections();
+    wrong.say_of_media();
 }
 
 struct Wrong<'f> {
@@ -86,6 +91,34 @@ fn no_json() -> Bytes {
 }
 
 impl Wrong<'_> {
+    fn say_of_media(&mut self) {
+        use BlobState::{Live, Pending, Removing};
+        let is = |row: &BlobRow, state| row.state == state;
+        self.change(&schema::MEDIA_BLOB, "its state does not fit what refers to it", |_, Json(row)| {
+            is(&row, Live).then_some(Json(BlobRow { state: Removing, ..row }))
+        });
+        self.change(&schema::MEDIA_BLOB, "its state does not fit its timer", |_, Json(row)| {
+            is(&row, Pending).then_some(Json(BlobRow { due_ms: None, ..row }))
+        });
+        self.change(&schema::MEDIA_BLOB, "its timer is gone", |_, Json(row)| {
+            is(&row, Pending).then_some(Json(BlobRow { due_ms: Some(1), ..row }))
+        });
+        self.change(&schema::MEDIA_ITEM, "it neither has bytes nor waits for some", |_, Json(row)| {
+            Some(Json(ItemRow { content: None, expires_ms: None, ..row }))
+        });
+        self.change(&schema::URL_PREVIEW, "it is of another URL", |_, Json(row)| {
+            Some(Json(PreviewRow { url: "https://b.example/".to_owned(), ..row }))
+        });
+        self.change(&schema::URL_PREVIEW, "it is told for another time", |_, Json(row)| {
+            Some(Json(PreviewRow { until_ms: row.until_ms + 1, ..row }))
+        });
+        self.change(&schema::URL_PREVIEW, "its image is no item of media", |_, Json(row)| {
+            Some(Json(PreviewRow { told: None, ..row }))
+        });
+        let item = rows(self.fixture, &schema::MEDIA_ITEM).next().unwrap().2;
+        self.add(&schema::MEDIA_ITEM, "this is no media id", ("check.example", "../x"), &item);
+    }
+
     /// Makes changes behind the store's back, and takes them back after the check has said this of this table.
     fn check(&mut self, table: &str, expected: &str, changes: Vec<Change>) {
         let snapshot = self.fixture.store().snapshot();

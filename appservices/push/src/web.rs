@@ -1,0 +1,279 @@
+//! Web Push and UnifiedPush: the endpoint is a URL that a user chose, and the message is encrypted for the device
+//! ([RFC 8030](https://www.rfc-editor.org/rfc/rfc8030.html); [UnifiedPush](https://unifiedpush.org/)).
+//!
+//! A pusher of Web Push has the public key of the subscription as `pushkey`, and `endpoint` and `auth` in its `data`. A pusher of
+//! UnifiedPush has the endpoint as `pushkey`; where its `data` have `p256dh` and `auth`, the message is encrypted, too.
+
+use std::net::IpAddr;
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use bytes::Bytes;
+use federation::guard::matches;
+use http::{HeaderMap, HeaderValue, header};
+use serde_json::{Map, Value};
+
+use crate::{
+    encryption::{PLAIN_BYTES_MAX, Subscriber},
+    gateway::Shared,
+    keys::BadKey,
+    notification::{Device, Notification},
+    outbound::{Answer, Endpoint, NotAnswered},
+    outcome::Outcome,
+    remembered::{HOST_PAUSE_MS, Mark, mark},
+    settings::{App, Kind, Payload},
+    text,
+    vapid::Vapid,
+};
+
+/// Push services take at most this many bytes (RFC 8030, section 7.2).
+const BODY_BYTES_MAX: usize = 4096;
+/// The bytes of the object around a notification of UnifiedPush.
+const WRAPPED_BYTES: usize = r#"{"notification":}"#.len();
+/// These fields are never shortened, because they name something.
+const KEPT: [&str; 7] = ["event_id", "room_id", "type", "sender", "room_alias", "membership", "prio"];
+/// A topic of Web Push has at most 32 characters (RFC 8030, section 5.4): these are the bytes behind them.
+const TOPIC_BYTES: usize = 24;
+
+/// An app whose endpoints users choose.
+pub(crate) struct WebApp {
+    number: usize,
+    is_unified: bool,
+    payload: Payload,
+    ttl_s: u32,
+    vapid: Option<Vapid>,
+    hosts_allowed: Vec<String>,
+}
+
+/// A message that is ready to be sent, as often as it takes.
+pub(crate) struct WebMessage {
+    endpoint: Endpoint,
+    headers: HeaderMap,
+    body: Bytes,
+    /// Stands for the subscription where it asks to be left alone.
+    pub(crate) subscription: Mark,
+}
+
+impl WebApp {
+    /// Reads the key of the app, if it has one. Errors: [`BadKey`].
+    pub(crate) fn open(number: usize, app: &App) -> Result<Self, BadKey> {
+        let vapid = (!app.vapid_key_file.as_os_str().is_empty())
+            .then(|| Vapid::load(&app.vapid_key_file, &app.vapid_contact))
+            .transpose()?;
+        Ok(Self {
+            number,
+            is_unified: app.kind == Kind::UnifiedPush,
+            payload: app.payload,
+            ttl_s: app.ttl_s,
+            vapid,
+            hosts_allowed: app.hosts_allowed.iter().map(|it| it.to_ascii_lowercase()).collect(),
+        })
+    }
+
+    /// The public key that clients subscribe with.
+    pub(crate) fn public_key(&self) -> Option<&str> {
+        self.vapid.as_ref().map(Vapid::public_text)
+    }
+
+    /// Makes the message. Errors: what becomes of the device without one.
+    pub(crate) fn prepare(
+        &self,
+        shared: &Shared,
+        notification: &Notification,
+        device: &Device,
+    ) -> Result<WebMessage, Outcome> {
+        // Browsers show something for each message, so that clients ask for those alone that are about an event.
+        if device.wants("events_only") && notification.event_id.is_none() {
+            return Err(Outcome::Skipped);
+        }
+        let (endpoint, subscriber) = self.read(device).map_err(Outcome::Refused)?;
+        let is_allowed = |host: &str| self.hosts_allowed.iter().any(|pattern| matches(pattern, host));
+        if !self.hosts_allowed.is_empty() && !is_allowed(endpoint.host()) {
+            return Err(Outcome::Refused("The gateway does not deliver to the host of this endpoint."));
+        }
+        let shown = match self.payload {
+            Payload::Full => notification.clone(),
+            Payload::EventIdOnly => notification.ids_only(),
+        };
+        let plain_max = if subscriber.is_some() { PLAIN_BYTES_MAX } else { BODY_BYTES_MAX };
+        let plain = if self.is_unified {
+            unified(&shown, plain_max)
+        } else {
+            web(&shown, device.default_payload().map_err(Outcome::Refused)?, plain_max)
+        };
+        let plain = plain.ok_or(Outcome::Unfit("the message is larger than a push service takes"))?;
+        let mut headers = HeaderMap::new();
+        let body = match subscriber {
+            Some(subscriber) => {
+                headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("aes128gcm"));
+                headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+                let sealed = subscriber.encrypt(&plain, &*shared.ports.secrets);
+                sealed.ok_or(Outcome::Unfit("the message cannot be encrypted"))?
+            }
+            None => {
+                headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+                plain
+            }
+        };
+        headers.insert("ttl", HeaderValue::from(self.ttl_s));
+        let urgency = if notification.is_low() { "low" } else { "high" };
+        headers.insert("urgency", HeaderValue::from_static(urgency));
+        if let Some(room_id) = notification.room_id.as_deref().filter(|_| device.wants("only_last_per_room"))
+        {
+            // The push service learns that messages are about one room, and not about which.
+            let topic = mark(&[room_id.as_bytes()]);
+            let topic = URL_SAFE_NO_PAD.encode(topic.get(..TOPIC_BYTES).unwrap_or_default());
+            headers.extend(
+                HeaderValue::from_str(&topic).ok().map(|it| (http::HeaderName::from_static("topic"), it)),
+            );
+        }
+        if let Some(vapid) = &self.vapid {
+            let value = vapid.authorization(endpoint.origin(), shared.ports.clock.now_ms());
+            let value = value.ok_or(Outcome::failed("the key of the app does not sign"))?;
+            headers.insert(header::AUTHORIZATION, value);
+        }
+        let subscription = mark(&[b"subscription", device.app_id.as_bytes(), device.pushkey.as_bytes()]);
+        Ok(WebMessage { endpoint, headers, body: body.into(), subscription })
+    }
+
+    /// The endpoint of a device, and its keys. Errors: a sentence that names the field.
+    fn read(&self, device: &Device) -> Result<(Endpoint, Option<Subscriber>), &'static str> {
+        if !self.is_unified {
+            let endpoint = device.data_text("endpoint").ok_or("`data.endpoint` is missing.")?;
+            let auth = device.data_text("auth").ok_or("`data.auth` is missing.")?;
+            let subscriber = Subscriber::read(&device.pushkey, auth)?;
+            return Ok((Endpoint::parse(endpoint)?, Some(subscriber)));
+        }
+        let subscriber = match (device.data_text("p256dh"), device.data_text("auth")) {
+            (Some(p256dh), Some(auth)) => Some(Subscriber::read(p256dh, auth)?),
+            (None, None) => None,
+            (Some(_), None) => return Err("`data.auth` is missing beside `data.p256dh`."),
+            (None, Some(_)) => return Err("`data.p256dh` is missing beside `data.auth`."),
+        };
+        Ok((Endpoint::parse(&device.pushkey)?, subscriber))
+    }
+
+    /// Sends the message once.
+    pub(crate) async fn send(&self, shared: &Shared, caller: IpAddr, message: &WebMessage) -> Outcome {
+        let host = message.endpoint.host();
+        let host_mark = mark(&[b"host", host.as_bytes()]);
+        let now_ms = shared.ports.clock.now_ms();
+        if let Some(left_ms) = shared.remembered.paused_ms(&host_mark, now_ms) {
+            let retry_after = Some(std::time::Duration::from_millis(left_ms));
+            return Outcome::Failed { why: "the push service does not answer", retry_after };
+        }
+        let outcome = match self.exchange(shared, caller, message).await {
+            Ok(answer) => {
+                shared.remembered.note_answer(host, true);
+                outcome(&answer)
+            }
+            Err(Failure::Forbidden) => Outcome::Refused("The endpoint is at an address that is not public."),
+            Err(Failure::Busy) => Outcome::failed("too much waits for this push service already"),
+            Err(Failure::NoAnswer(why)) => {
+                if shared.remembered.note_answer(host, false) {
+                    shared.remembered.pause(host_mark, shared.ports.clock.now_ms(), HOST_PAUSE_MS);
+                }
+                Outcome::failed(why)
+            }
+        };
+        tracing::debug!(host, outcome = outcome.word(), why = outcome.why(), "a message to a push service");
+        outcome
+    }
+
+    async fn exchange(
+        &self,
+        shared: &Shared,
+        caller: IpAddr,
+        message: &WebMessage,
+    ) -> Result<Answer, Failure> {
+        let looking = shared.lines.look_up().await.ok_or(Failure::Busy)?;
+        let found = shared.outbound.find(&message.endpoint).await?;
+        drop(looking);
+        let host = message.endpoint.host();
+        let seat = shared.lines.take_chosen(caller, self.number, host, found.address()).await;
+        let _seat = seat.ok_or(Failure::Busy)?;
+        let (headers, body) = (message.headers.clone(), message.body.clone());
+        Ok(shared.outbound.post(&message.endpoint, found, headers, body, false).await?)
+    }
+}
+
+enum Failure {
+    Forbidden,
+    Busy,
+    NoAnswer(&'static str),
+}
+
+impl From<NotAnswered> for Failure {
+    fn from(error: NotAnswered) -> Self {
+        match error {
+            NotAnswered::Forbidden => Self::Forbidden,
+            NotAnswered::Failed(why) => Self::NoAnswer(why),
+        }
+    }
+}
+
+/// The meaning of a status (RFC 8030, sections 5 and 7).
+fn outcome(answer: &Answer) -> Outcome {
+    let retry_after = answer.retry_after;
+    match answer.status.as_u16() {
+        200..=299 => Outcome::Delivered,
+        404 | 410 => Outcome::Gone,
+        413 => Outcome::Unfit("the push service finds the message too large"),
+        408 => Outcome::Failed { why: "the push service timed out", retry_after },
+        429 => Outcome::Failed { why: "the push service has too many requests", retry_after },
+        500..=599 => Outcome::Failed { why: "the push service fails", retry_after },
+        300..=399 => Outcome::Refused("The endpoint redirects, which is not followed."),
+        401 | 403 => {
+            Outcome::Refused("The push service does not accept the key of this gateway for the subscription.")
+        }
+        _ => Outcome::Refused("The push service refuses the message."),
+    }
+}
+
+/// The message as web clients read it: one flat object over what the pusher asks to have in each.
+fn web(shown: &Notification, default_payload: Map<String, Value>, bytes_max: usize) -> Option<Vec<u8>> {
+    let mut object = default_payload;
+    let kept: Vec<String> = object.keys().cloned().chain(KEPT.map(str::to_owned)).collect();
+    object.extend(fields(shown));
+    // Nobody shows HTML in a notification.
+    let content = shown.content.clone().map(|mut content| {
+        content.remove("formatted_body");
+        content
+    });
+    object.extend(content.map(|content| ("content".to_owned(), Value::Object(content))));
+    let counts = [("unread", shown.counts.unread), ("missed_calls", shown.counts.missed_calls)];
+    object.extend(counts.into_iter().filter_map(|(key, count)| Some((key.to_owned(), count?.into()))));
+    let kept: Vec<&str> = kept.iter().map(String::as_str).collect();
+    text::fit(&mut object, bytes_max, &kept).then(|| serde_json::to_vec(&object).ok())?
+}
+
+/// The message as clients of UnifiedPush read it: the notification of the homeserver without its devices.
+fn unified(shown: &Notification, bytes_max: usize) -> Option<Vec<u8>> {
+    let mut object: Map<_, _> = fields(shown).collect();
+    object.extend(shown.prio.clone().map(|prio| ("prio".to_owned(), Value::from(prio))));
+    object.extend(shown.content.clone().map(|content| ("content".to_owned(), Value::Object(content))));
+    let counts = [("unread", shown.counts.unread), ("missed_calls", shown.counts.missed_calls)];
+    let counts: Map<_, _> =
+        counts.into_iter().filter_map(|(key, count)| Some((key.to_owned(), Value::from(count?)))).collect();
+    object.insert("counts".to_owned(), Value::Object(counts));
+    if !text::fit(&mut object, bytes_max.checked_sub(WRAPPED_BYTES)?, &KEPT) {
+        return None;
+    }
+    serde_json::to_vec(&serde_json::json!({ "notification": object })).ok()
+}
+
+/// The fields that are texts or flags, where they are there.
+fn fields(shown: &Notification) -> impl Iterator<Item = (String, Value)> {
+    let texts = [
+        ("event_id", &shown.event_id),
+        ("room_id", &shown.room_id),
+        ("type", &shown.event_type),
+        ("sender", &shown.sender),
+        ("sender_display_name", &shown.sender_display_name),
+        ("room_name", &shown.room_name),
+        ("room_alias", &shown.room_alias),
+        ("membership", &shown.membership),
+    ];
+    let texts = texts.map(|(key, text)| (key, text.clone().map(Value::from)));
+    let flag = ("user_is_target", shown.user_is_target.map(Value::from));
+    texts.into_iter().chain([flag]).filter_map(|(key, value)| Some((key.to_owned(), value?)))
+}

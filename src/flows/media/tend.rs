@@ -1,0 +1,212 @@
+//! Media that end: objects that nothing needs, URIs to which nobody uploads, files that were kept long enough, and what uploads have
+//! left that broke off.
+
+use std::sync::atomic::Ordering;
+
+use crate::{
+    accounts::profiles,
+    env::Long,
+    error::{Error, Result},
+    flows::{App, jobs::unless_fired, write},
+    ids::UserNum,
+    media::{
+        Name, items,
+        objects::{self, Next, ObjectName},
+    },
+    schema::{
+        jobs::Job,
+        media::{Digest, ItemRow},
+    },
+    store::{
+        Fault, Guard, Read,
+        timer::{self, Timer},
+    },
+};
+
+/// A round through all media begins this many milliseconds after the last one has ended.
+const ROUND_EVERY_MS: u64 = 60 * 60 * 1000;
+/// A round goes on after this many milliseconds, so that it disturbs nobody.
+const GOES_ON_MS: u64 = 1_000;
+/// A round looks at so many items at a time.
+const ITEMS_AT_ONCE: usize = 500;
+/// A part is thrown away if nobody has written to it for this many milliseconds: its upload has ended.
+const PART_KEPT_MS: u64 = 24 * 60 * 60 * 1000;
+/// This many items of a user who was erased are deleted before others have their turn.
+const ERASED_AT_ONCE: usize = 100;
+const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+
+/// Throws away what uploads have left that were under way when the server ended, before `began_ms`.
+pub(crate) async fn clear(app: &App, began_ms: u64) -> Result<()> {
+    let blobs = app.media.blobs().clone();
+    app.env.blocking_long(Long::Media, move || Ok(blobs.discard_before(began_ms)?)).await?;
+    Ok(())
+}
+
+/// Has rounds begin, unless they have. Once they have, they go on for ever. It is called off the async threads.
+pub(super) fn begin(app: &App) -> Result<()> {
+    if app.media.0.is_tended.load(Ordering::Relaxed) {
+        return Ok(());
+    }
+    if !timer::is_set(&app.store.view(), Job::TEND_MEDIA)? {
+        let mut batch = app.store.batch(&Guard::own_tables());
+        let job = Job::TendMedia { after: None };
+        timer::set(&mut batch, &job.timer(app.env.now_ms().saturating_add(ROUND_EVERY_MS)));
+        drop(app.store.enqueue(batch)?);
+    }
+    app.media.0.is_tended.store(true, Ordering::Relaxed);
+    Ok(())
+}
+
+/// Removes the object of a blob, if nothing needs it and its time has come.
+pub(crate) async fn tend_blob(app: &App, (digest, generation): (Digest, u32), timer: &Timer) -> Result<()> {
+    let object = ObjectName { digest, generation };
+    let decide = move |app: &App, batch: &mut _| Ok(objects::tend(batch, object, app.env.now_ms())?);
+    // Where it is to be removed, the batch that says so is durable by now.
+    match write::for_server(app, decide, Error::from).await? {
+        Next::Nothing => end(app, timer),
+        Next::Later(due_ms) => come_back(app, timer, &Job::TendBlob { digest, generation }, due_ms),
+        Next::Remove => {
+            let blobs = app.media.blobs().clone();
+            app.env.blocking_long(Long::Media, move || Ok(blobs.remove(object)?)).await?;
+            let fired = timer.clone();
+            let forget = move |_: &App, batch: &mut _| {
+                objects::forget(batch, object)?;
+                timer::cancel(batch, &fired);
+                Ok(())
+            };
+            write::for_server(app, forget, Error::from).await
+        }
+    }
+}
+
+/// Ends a URI to which nobody has uploaded anything.
+pub(crate) async fn end_unused(app: &App, user: UserNum, id: String, timer: &Timer) -> Result<()> {
+    let name = Name { server: app.config.server.name.to_string(), id };
+    let fired = timer.clone();
+    let end = move |app: &App, batch: &mut _| {
+        let now_ms = app.env.now_ms();
+        let is_unused = items::find(batch, &name)?.is_some_and(|row| row.content.is_none());
+        if is_unused {
+            items::delete(batch, &name, Some(user), now_ms)?;
+        }
+        timer::cancel(batch, &fired);
+        Ok(())
+    };
+    write::for_user_and_server(app, user, end, Error::from).await
+}
+
+/// Deletes media of a user who was erased, a part at a time.
+pub(crate) async fn forget_all(app: &App, user: UserNum, timer: &Timer) -> Result<()> {
+    let snapshot = app.store.snapshot();
+    let list = move || Ok(items::list_of_user(&*snapshot, user, u64::MAX, ERASED_AT_ONCE)?);
+    let ids = app.env.blocking(list).await?;
+    let is_last = ids.len() < ERASED_AT_ONCE;
+    for id in ids {
+        let name = Name { server: app.config.server.name.to_string(), id };
+        delete_of(app, &name, Some(user)).await?;
+    }
+    if is_last {
+        return end(app, timer);
+    }
+    come_back(app, timer, &Job::ForgetMedia { user }, app.env.now_ms())
+}
+
+/// Goes on with a round through all media: deletes files that were kept long enough.
+pub(crate) async fn tend_media(app: &App, after: Option<(String, String)>, timer: &Timer) -> Result<()> {
+    let (now_ms, settings) = (app.env.now_ms(), &app.config.media);
+    let (mut next, mut due_ms) = (None, now_ms.saturating_add(ROUND_EVERY_MS));
+    if settings.local_kept_days > 0 || settings.remote_kept_days > 0 {
+        let owned = app.clone();
+        let look = move || {
+            let after = after.map(|(server, id)| Name { server, id });
+            let snapshot = owned.store.snapshot();
+            let page = items::list_after(&*snapshot, after.as_ref(), ITEMS_AT_ONCE)?;
+            let last =
+                (page.len() == ITEMS_AT_ONCE).then(|| page.last().map(|(name, _)| name.clone())).flatten();
+            let mut over = Vec::new();
+            for (name, row) in page {
+                if is_over(&owned, &*snapshot, &name, &row, now_ms)? {
+                    over.push((name, row.by));
+                }
+            }
+            Ok((over, last))
+        };
+        let (over, last) = app.env.blocking(look).await?;
+        for (name, by) in over {
+            tracing::debug!(uri = name.uri(), reason = "it was kept long enough", "media is deleted");
+            delete_of(app, &name, by).await?;
+        }
+        if let Some(last) = last {
+            (next, due_ms) = (Some((last.server, last.id)), now_ms.saturating_add(GOES_ON_MS));
+        }
+    }
+    let blobs = app.media.blobs().clone();
+    let before_ms = now_ms.saturating_sub(PART_KEPT_MS);
+    app.env.blocking_long(Long::Media, move || Ok(blobs.discard_before(before_ms)?)).await?;
+    come_back(app, timer, &Job::TendMedia { after: next }, due_ms)
+}
+
+/// Whether an item was kept long enough by the settings.
+fn is_over(
+    app: &App,
+    read: &(impl Read + ?Sized),
+    name: &Name,
+    row: &ItemRow,
+    now_ms: u64,
+) -> Result<bool, Fault> {
+    let settings = &app.config.media;
+    let days = if row.by.is_some() { settings.local_kept_days } else { settings.remote_kept_days };
+    // A file that is quarantined must not be fetched again.
+    if days == 0 || row.is_protected || row.is_quarantined || row.content.is_none() {
+        return Ok(false);
+    }
+    let seen_ms = items::find_seen(read, name)?.unwrap_or_default().max(row.at_ms);
+    if now_ms < seen_ms.saturating_add(u64::from(days).saturating_mul(DAY_MS)) {
+        return Ok(false);
+    }
+    match row.by {
+        Some(user) => Ok(!is_avatar(read, user, name)?),
+        None => Ok(true),
+    }
+}
+
+/// Whether an item is the avatar of the user who has uploaded it.
+fn is_avatar(read: &(impl Read + ?Sized), user: UserNum, name: &Name) -> Result<bool, Fault> {
+    let avatar = profiles::find(read, user, "avatar_url")?;
+    let avatar = avatar.and_then(|json| serde_json::from_slice::<String>(&json).ok());
+    Ok(avatar.is_some_and(|avatar| avatar == name.uri()))
+}
+
+/// Deletes an item with its thumbnails, whoever has it. Answers the number of its bytes; none where there is no such item.
+pub(crate) async fn delete(app: &App, name: &Name) -> Result<Option<u64>> {
+    match items::find(&*app.store.snapshot(), name)? {
+        Some(row) => delete_of(app, name, row.by).await,
+        None => Ok(None),
+    }
+}
+
+async fn delete_of(app: &App, name: &Name, by: Option<UserNum>) -> Result<Option<u64>> {
+    let name = name.clone();
+    let delete = move |app: &App, batch: &mut _| Ok(items::delete(batch, &name, by, app.env.now_ms())?);
+    match by {
+        Some(user) => write::for_user_and_server(app, user, delete, Error::from).await,
+        None => write::for_server(app, delete, Error::from).await,
+    }
+}
+
+/// Deletes the timer of a job that is done. A note is enough: if it is lost, the job is done again, which changes nothing.
+fn end(app: &App, timer: &Timer) -> Result<()> {
+    let mut note = app.store.note(&Guard::own_tables());
+    timer::cancel(&mut note, timer);
+    drop(app.store.enqueue_note(note)?);
+    Ok(())
+}
+
+fn come_back(app: &App, timer: &Timer, job: &Job, due_ms: u64) -> Result<()> {
+    let mut batch = app.store.batch(&Guard::own_tables());
+    if timer::fire(&mut batch, timer)? {
+        timer::set(&mut batch, &job.timer(due_ms));
+        unless_fired(app.store.enqueue(batch))?;
+    }
+    Ok(())
+}
