@@ -15,7 +15,7 @@ use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use ruma::ServerName;
 
 use crate::{
-    call::places::Places,
+    call::places::{Places, Seat},
     discovery::{Discovery, Found, NotFound},
     guard::ServerList,
     json::{Answer, Json, Limits, Memory, NotRead, stream::collect},
@@ -208,22 +208,33 @@ impl Caller {
         request: Request<Bytes>,
         options: Options,
     ) -> Result<Reply, Failure> {
-        if !self.0.servers.allows(server) {
-            return Err(Failure::NotAllowed { server: server.to_string() });
-        }
         let calling = async {
-            // Whoever has a place has half of the time left, so that running out of it says something of the server.
-            let payer = self.0.ports.payers.current();
-            let seat = self.0.places.take(server, options.lane, payer);
-            let seat = tokio::time::timeout(options.overall / 2, seat).await;
-            let seat = seat.ok().flatten().ok_or(Failure::Busy)?;
-            let found = self.0.discovery.find(server).await?;
-            let response = self.send(server, &found, request, options).await?;
+            let (seat, response) = self.send_seated(server, request, options).await?;
             let reply = self.read(response, options).await;
             drop(seat);
             reply
         };
         tokio::time::timeout(options.overall, calling).await.map_err(|_| Failure::TimedOut)?
+    }
+
+    /// Sends one request from a place, once there is one, and gives both.
+    async fn send_seated(
+        &self,
+        server: &ServerName,
+        request: Request<Bytes>,
+        options: Options,
+    ) -> Result<(Seat, Response<Body>), Failure> {
+        if !self.0.servers.allows(server) {
+            return Err(Failure::NotAllowed { server: server.to_string() });
+        }
+        // Whoever has a place has half of the time left, so that running out of it says something of the server.
+        let payer = self.0.ports.payers.current();
+        let seat = self.0.places.take(server, options.lane, payer);
+        let seat = tokio::time::timeout(options.overall / 2, seat).await;
+        let seat = seat.ok().flatten().ok_or(Failure::Busy)?;
+        let found = self.0.discovery.find(server).await?;
+        let response = self.send(server, &found, request, options).await?;
+        Ok((seat, response))
     }
 
     async fn send(

@@ -11,7 +11,7 @@ use crate::{
         App,
         account::{carry_over, log_out},
         commit,
-        jobs::{self, unless_fired},
+        jobs::{self, cancel, come_back, unless_fired},
         media, membership,
         remote::{late, left_out, payers, rest_of_state},
         room::{
@@ -205,24 +205,6 @@ async fn move_names(app: &App, from: RoomNum, to: RoomNum, timer: &Timer) -> Res
 fn after(app: &App, pause: Duration) -> u64 {
     let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
     app.env.now_ms().saturating_add(pause_ms)
-}
-
-/// Has a job done once more at this time: milliseconds since the epoch.
-fn come_back(app: &App, timer: &Timer, job: &Job, due_ms: u64) -> Result<()> {
-    let mut batch = app.store.batch(&Guard::own_tables());
-    if timer::fire(&mut batch, timer)? {
-        timer::set(&mut batch, &job.timer(due_ms));
-        unless_fired(app.store.enqueue(batch))?;
-    }
-    Ok(())
-}
-
-/// Deletes the timer of a job that is done. A note is enough: if it is lost, the job is done again, which changes nothing.
-fn cancel(app: &App, timer: &Timer) -> Result<()> {
-    let mut note = app.store.note(&Guard::own_tables());
-    timer::cancel(&mut note, timer);
-    drop(app.store.enqueue_note(note)?);
-    Ok(())
 }
 
 /// Deletes the original content of a redacted event, in a turn of its room.

@@ -16,7 +16,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::Notify;
 
 use crate::{
     env::payer::{Payer, Payers},
@@ -216,13 +216,12 @@ pub(crate) fn promise(app: &App, batch: &mut Batch, job: &Job) -> Timer {
 /// client that hangs up does not stop it half way. One that another server holds up is no error: its timer has it tried again.
 pub(crate) async fn keep(app: &App, promised: Option<Timer>) -> Result<()> {
     let Some(promised) = promised else { return Ok(()) };
-    let (done, kept) = oneshot::channel();
     let worker = app.clone();
-    app.env.spawn(async move {
+    let work = async move {
         let _run = worker.running.begin(&promised);
-        drop(done.send(worker.running.carry_out(&worker, &promised).await));
-    });
-    match kept.await.map_err(|_| app.broke_off("a job"))? {
+        worker.running.carry_out(&worker, &promised).await
+    };
+    match app.to_the_end("a job", work).await {
         Err(why @ Error::Remote { .. }) => {
             tracing::info!(%why, "a job is tried again later, because another server holds it up");
             Ok(())
@@ -371,6 +370,24 @@ fn set_again(app: &App, job: &Timer, (tries, wait_ms): (u32, u64)) -> Result<()>
         timer::set(&mut batch, &later);
         unless_fired(app.store.enqueue(batch))?;
     }
+    Ok(())
+}
+
+/// Has a job done once more at this time: milliseconds since the epoch.
+pub(crate) fn come_back(app: &App, timer: &Timer, job: &Job, due_ms: u64) -> Result<()> {
+    let mut batch = app.store.batch(&Guard::own_tables());
+    if timer::fire(&mut batch, timer)? {
+        timer::set(&mut batch, &job.timer(due_ms));
+        unless_fired(app.store.enqueue(batch))?;
+    }
+    Ok(())
+}
+
+/// Deletes the timer of a job that is done. A note is enough: if it is lost, the job is done again, which changes nothing.
+pub(crate) fn cancel(app: &App, timer: &Timer) -> Result<()> {
+    let mut note = app.store.note(&Guard::own_tables());
+    timer::cancel(&mut note, timer);
+    drop(app.store.enqueue_note(note)?);
     Ok(())
 }
 

@@ -107,7 +107,8 @@ async fn a_message_after_a_join_a_leave_a_new_name_or_a_new_rule_reads_as_few_ro
         say(&alice, &room, &format!("after {cause}")).await;
         costs.push((cause, memory.reads() - before));
     }
-    assert!(costs.iter().all(|(_, rows)| *rows <= 20), "rows read by a message after: {costs:?}");
+    // Each reader of the log, of which there are several, reads three.
+    assert!(costs.iter().all(|(_, rows)| *rows <= 19), "rows read by a message after: {costs:?}");
 }
 
 /// The number of iterators that RocksDB made so far.

@@ -14,7 +14,7 @@ use crate::{
     gateway::{BadApp, Shared},
     keys::{self, Es256},
     notification::{Device, Notification},
-    outbound::{Answer, Endpoint, NotAnswered},
+    outbound::{Answer, Endpoint},
     outcome::Outcome,
     remembered::{Mark, mark},
     settings::{App, Payload, PushType, TokenEncoding},
@@ -205,18 +205,12 @@ impl ApnsApp {
         };
         let mut headers = message.headers.clone();
         headers.insert(header::AUTHORIZATION, authorization);
-        let exchange = async {
-            let found = shared.outbound.find_fixed(&message.endpoint).await?;
-            shared.outbound.post(&message.endpoint, found, headers, message.body.clone(), true).await
-        };
-        let answer = exchange.await;
+        let forbidden = "the address of Apple may not be connected to";
+        let answer = shared.post_fixed(&message.endpoint, headers, &message.body, forbidden).await;
         drop(seat);
         let answer = match answer {
             Ok(answer) => answer,
-            Err(NotAnswered::Failed(why)) => return Outcome::failed(why),
-            Err(NotAnswered::Forbidden) => {
-                return Outcome::failed("the address of Apple may not be connected to");
-            }
+            Err(outcome) => return outcome,
         };
         let (outcome, reason) = outcome(&answer);
         if reason == Some("ExpiredProviderToken") {

@@ -16,7 +16,7 @@ use crate::{
     gateway::{BadApp, Shared},
     notification::{Device, Notification},
     oauth::ServiceAccount,
-    outbound::{Answer, Endpoint, NotAnswered},
+    outbound::{Answer, Endpoint},
     outcome::Outcome,
     remembered::{Mark, mark},
     settings::{App, Payload},
@@ -111,18 +111,12 @@ impl FcmApp {
         let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(header::AUTHORIZATION, authorization.clone());
-        let exchange = async {
-            let found = shared.outbound.find_fixed(&self.endpoint).await?;
-            shared.outbound.post(&self.endpoint, found, headers, message.body.clone(), true).await
-        };
-        let answer = exchange.await;
+        let forbidden = "the address of Firebase may not be connected to";
+        let answer = shared.post_fixed(&self.endpoint, headers, &message.body, forbidden).await;
         drop(seat);
         let answer = match answer {
             Ok(answer) => answer,
-            Err(NotAnswered::Failed(why)) => return Outcome::failed(why),
-            Err(NotAnswered::Forbidden) => {
-                return Outcome::failed("the address of Firebase may not be connected to");
-            }
+            Err(outcome) => return outcome,
         };
         if answer.status.as_u16() == 401 {
             self.account.forget(&authorization).await;
@@ -207,17 +201,7 @@ fn data(shown: &Notification, default_payload: Map<String, Value>) -> Option<BTr
     let mut kept: Vec<String> = own.keys().cloned().collect();
     kept.extend(KEPT.map(str::to_owned));
     let mut data = own;
-    let texts = [
-        ("event_id", &shown.event_id),
-        ("room_id", &shown.room_id),
-        ("type", &shown.event_type),
-        ("sender", &shown.sender),
-        ("sender_display_name", &shown.sender_display_name),
-        ("room_name", &shown.room_name),
-        ("room_alias", &shown.room_alias),
-        ("membership", &shown.membership),
-    ];
-    data.extend(texts.into_iter().filter_map(|(key, text)| Some((key.to_owned(), text.clone()?))));
+    data.extend(shown.texts().into_iter().filter_map(|(key, text)| Some((key.to_owned(), text.clone()?))));
     for (key, value) in shown.content.iter().flatten() {
         if let Value::String(text) = value {
             data.insert(format!("content_{key}"), text::shorten(text, VALUE_BYTES_MAX));

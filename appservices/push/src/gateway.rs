@@ -9,11 +9,13 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use federation::{
     guard::{Guard, matches, parse_network},
     json::Memory,
 };
 use futures_util::{StreamExt, stream::FuturesUnordered};
+use http::HeaderMap;
 
 use crate::{
     apns::{ApnsApp, ApnsMessage},
@@ -21,7 +23,7 @@ use crate::{
     keys::BadKey,
     lines::Lines,
     notification::{Device, Notification},
-    outbound::Outbound,
+    outbound::{Answer, Endpoint, NotAnswered, Outbound},
     outcome::Outcome,
     ports::Ports,
     remembered::{Mark, Remembered, mark_of},
@@ -281,6 +283,25 @@ impl Shared {
             pause *= 3;
         }
         Outcome::failed("the provider fails")
+    }
+
+    /// Sends one request to a provider, whose address no user names. `forbidden` says that the settings do not let this server connect to
+    /// it. Errors: the outcome of a message that got no answer.
+    pub(crate) async fn post_fixed(
+        &self,
+        endpoint: &Endpoint,
+        headers: HeaderMap,
+        body: &Bytes,
+        forbidden: &'static str,
+    ) -> Result<Answer, Outcome> {
+        let exchange = async {
+            let found = self.outbound.find_fixed(endpoint).await?;
+            self.outbound.post(endpoint, found, headers, body.clone(), true).await
+        };
+        exchange.await.map_err(|error| match error {
+            NotAnswered::Failed(why) => Outcome::failed(why),
+            NotAnswered::Forbidden => Outcome::failed(forbidden),
+        })
     }
 
     #[expect(clippy::disallowed_methods, reason = "the crate waits on tokio's clock, which can be paused")]

@@ -104,6 +104,20 @@ pub(crate) fn read(body: &[u8]) -> Result<(Notification, Vec<Device>), Misfit> {
 }
 
 impl Notification {
+    /// The fields that are texts, by the names that they have for clients.
+    pub(crate) fn texts(&self) -> [(&'static str, &Option<String>); 8] {
+        [
+            ("event_id", &self.event_id),
+            ("room_id", &self.room_id),
+            ("type", &self.event_type),
+            ("sender", &self.sender),
+            ("sender_display_name", &self.sender_display_name),
+            ("room_name", &self.room_name),
+            ("room_alias", &self.room_alias),
+            ("membership", &self.membership),
+        ]
+    }
+
     fn check(&mut self) -> Result<(), Misfit> {
         let ids = [
             &self.event_id,

@@ -263,17 +263,7 @@ fn unified(shown: &Notification, bytes_max: usize) -> Option<Vec<u8>> {
 
 /// The fields that are texts or flags, where they are there.
 fn fields(shown: &Notification) -> impl Iterator<Item = (String, Value)> {
-    let texts = [
-        ("event_id", &shown.event_id),
-        ("room_id", &shown.room_id),
-        ("type", &shown.event_type),
-        ("sender", &shown.sender),
-        ("sender_display_name", &shown.sender_display_name),
-        ("room_name", &shown.room_name),
-        ("room_alias", &shown.room_alias),
-        ("membership", &shown.membership),
-    ];
-    let texts = texts.map(|(key, text)| (key, text.clone().map(Value::from)));
+    let texts = shown.texts().map(|(key, text)| (key, text.clone().map(Value::from)));
     let flag = ("user_is_target", shown.user_is_target.map(Value::from));
     texts.into_iter().chain([flag]).filter_map(|(key, value)| Some((key.to_owned(), value?)))
 }

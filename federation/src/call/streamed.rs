@@ -51,16 +51,8 @@ impl Caller {
         request: Request<Bytes>,
         options: Options,
     ) -> Result<Streamed, Failure> {
-        if !self.0.servers.allows(server) {
-            return Err(Failure::NotAllowed { server: server.to_string() });
-        }
         let opening = async {
-            let payer = self.0.ports.payers.current();
-            let seat = self.0.places.take(server, options.lane, payer);
-            let seat = tokio::time::timeout(options.overall / 2, seat).await;
-            let seat = seat.ok().flatten().ok_or(Failure::Busy)?;
-            let found = self.0.discovery.find(server).await?;
-            let response = self.send(server, &found, request, options).await?;
+            let (seat, response) = self.send_seated(server, request, options).await?;
             self.begun(response, Some(seat), options).await
         };
         tokio::time::timeout(options.overall, opening).await.map_err(|_| Failure::TimedOut)?

@@ -7,7 +7,11 @@ use crate::{
     accounts::profiles,
     env::Long,
     error::{Error, Result},
-    flows::{App, jobs::unless_fired, write},
+    flows::{
+        App,
+        jobs::{cancel, come_back},
+        write,
+    },
     ids::UserNum,
     media::{
         Name, items,
@@ -63,7 +67,7 @@ pub(crate) async fn tend_blob(app: &App, (digest, generation): (Digest, u32), ti
     let decide = move |app: &App, batch: &mut _| Ok(objects::tend(batch, object, app.env.now_ms())?);
     // Where it is to be removed, the batch that says so is durable by now.
     match write::for_server(app, decide, Error::from).await? {
-        Next::Nothing => end(app, timer),
+        Next::Nothing => cancel(app, timer),
         Next::Later(due_ms) => come_back(app, timer, &Job::TendBlob { digest, generation }, due_ms),
         Next::Remove => {
             let blobs = app.media.blobs().clone();
@@ -106,7 +110,7 @@ pub(crate) async fn forget_all(app: &App, user: UserNum, timer: &Timer) -> Resul
         delete_of(app, &name, Some(user)).await?;
     }
     if is_last {
-        return end(app, timer);
+        return cancel(app, timer);
     }
     come_back(app, timer, &Job::ForgetMedia { user }, app.env.now_ms())
 }
@@ -192,21 +196,4 @@ async fn delete_of(app: &App, name: &Name, by: Option<UserNum>) -> Result<Option
         Some(user) => write::for_user_and_server(app, user, delete, Error::from).await,
         None => write::for_server(app, delete, Error::from).await,
     }
-}
-
-/// Deletes the timer of a job that is done. A note is enough: if it is lost, the job is done again, which changes nothing.
-fn end(app: &App, timer: &Timer) -> Result<()> {
-    let mut note = app.store.note(&Guard::own_tables());
-    timer::cancel(&mut note, timer);
-    drop(app.store.enqueue_note(note)?);
-    Ok(())
-}
-
-fn come_back(app: &App, timer: &Timer, job: &Job, due_ms: u64) -> Result<()> {
-    let mut batch = app.store.batch(&Guard::own_tables());
-    if timer::fire(&mut batch, timer)? {
-        timer::set(&mut batch, &job.timer(due_ms));
-        unless_fired(app.store.enqueue(batch))?;
-    }
-    Ok(())
 }

@@ -92,8 +92,8 @@ impl OfRoom {
             let of_host = self.events.iter().filter(|held| held.origin.host() == origin.host());
             return OF_ASKED.has_room_for(bytes, of_host);
         }
-        OF_OTHER
-            .has_room_for(bytes, self.of_others().filter(|held| held.source == Source::of(origin.as_str())))
+        let own = Source::of(origin.as_str());
+        OF_OTHER.has_room_for(bytes, self.of_others().filter(|held| held.source == own))
     }
 
     /// The events of servers that were not asked.
