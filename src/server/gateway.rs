@@ -4,11 +4,11 @@
 use std::{convert::Infallible, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use axum::{Router, extract::Request, response::Response};
-use futures_util::FutureExt;
+use futures_util::{FutureExt, future::BoxFuture};
 use http::StatusCode;
 use push_gateway::{
     Caller, Gateway, NOTIFY_PATH,
-    ports::{Figures, Ports, Secrets},
+    ports::{Figures, Ports, Secrets, Work},
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -26,7 +26,7 @@ use crate::{
 /// Notifications under way may take this long to end when the process stops.
 const DRAIN: Duration = Duration::from_secs(3);
 
-/// Randomness and figures of this process.
+/// Randomness, threads and figures of this process.
 struct Doors {
     env: Env,
     metrics: Metrics,
@@ -35,6 +35,22 @@ struct Doors {
 impl Secrets for Doors {
     fn fill(&self, buffer: &mut [u8]) {
         self.env.fill_random(buffer);
+    }
+}
+
+impl Work for Doors {
+    fn run(&self, work: Box<dyn FnOnce() + Send>) -> BoxFuture<'static, ()> {
+        let env = self.env.clone();
+        async move {
+            let done = env.blocking(move || {
+                work();
+                Ok(())
+            });
+            if let Err(error) = done.await {
+                tracing::warn!(%error, "the push gateway could not make a message");
+            }
+        }
+        .boxed()
     }
 }
 
@@ -59,8 +75,10 @@ pub(super) fn open(config: &Config, env: &Env, metrics: &Metrics) -> Result<Opti
     let own = Arc::new(Doors { env: env.clone(), metrics: metrics.clone() });
     let ports = Ports {
         clock: common.clone(),
-        randomness: common,
+        randomness: common.clone(),
         secrets: own.clone(),
+        tasks: common,
+        work: own.clone(),
         resolver: network.resolver,
         transport: network.transport,
         through_proxy: !config.federation.proxy.is_empty(),

@@ -5,6 +5,7 @@
 use std::{
     collections::BTreeSet,
     net::{IpAddr, Ipv4Addr},
+    sync::Arc,
     time::Duration,
 };
 
@@ -16,7 +17,7 @@ use axum::{
     routing::post,
 };
 use federation::{
-    json::{Counted, Limits, NotRead, stream::collect},
+    json::{Limits, NotRead, stream::collect},
     ports::{self, NotSent},
 };
 use futures_util::StreamExt;
@@ -24,18 +25,27 @@ use http::{HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
 
 use crate::{
+    delivery::{self, Request as Told},
     gateway::{Gateway, NO_SUCH_APP},
+    lines::Reading,
     notification::{self, Device},
     outcome::Outcome,
-    remembered::mark,
+    payer::Payer,
 };
 
 /// The path of the endpoint, which the specification prescribes.
 pub const NOTIFY_PATH: &str = "/_matrix/push/v1/notify";
 /// A request has at most this many bytes: an event has 64 KiB, and the rest is for its devices.
 const BODY_LIMITS: Limits = Limits { bytes_max: 256 << 10, values_max: 10_000 };
-/// The body of a request arrives within this time.
-const BODY_TIMEOUT: Duration = Duration::from_secs(15);
+/// A homeserver is answered within this time, with its body and all tries: some wait for no more than 20 seconds, and an answer that nobody hears
+/// is asked for again.
+const ANSWER_WITHIN: Duration = Duration::from_secs(15);
+/// The body of a request arrives within this part of it.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// A body with more bytes than this is parsed off the threads that serve requests.
+const LARGE_BYTES: usize = 16 << 10;
+/// Stands for a body that was broken off because there is no memory for it.
+const NO_MEMORY: &str = "there is no memory for the body";
 /// A caller with too many requests is told to come back after this many milliseconds.
 const RETRY_AFTER_MS: u64 = 1_000;
 
@@ -73,34 +83,47 @@ async fn discover() -> Response {
 
 /// `POST /_matrix/push/v1/notify`
 async fn notify(State(gateway): State<Gateway>, request: Request) -> Response {
+    let until = delivery::now() + ANSWER_WITHIN;
     let caller = request.extensions().get::<Caller>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |it| it.0);
-    let Some(_admitted) = gateway.shared().lines.admit(caller) else { return too_many() };
-    let (body, _counted) = match read(&gateway, caller, request.into_body()).await {
-        Ok(read) => read,
+    let (payer, shared) = (Payer::of(caller), gateway.shared());
+    let Some(mut reading) = shared.lines.read(payer) else { return too_many() };
+    let body = match read(&gateway, &mut reading, request.into_body()).await {
+        Ok(body) => body,
         Err(response) => return *response,
     };
-    let (notification, devices) = match notification::read(&body) {
-        Ok(read) => read,
+    let Some(ticket) = reading.admit() else { return too_many() };
+    let parsed = if body.len() > LARGE_BYTES {
+        match shared.work(payer, move || notification::read(&body)).await {
+            Some(parsed) => parsed,
+            None => return too_many(),
+        }
+    } else {
+        notification::read(&body)
+    };
+    let (notification, devices) = match parsed {
+        Ok(parsed) => parsed,
         Err(misfit) => return refusal(StatusCode::BAD_REQUEST, misfit.errcode, misfit.why),
     };
-    drop(body);
-    let outcomes = gateway.notify(caller, &notification, &devices).await;
-    told(&devices, &outcomes)
+    let request = Arc::new(Told::new(payer, notification, devices, ticket));
+    let outcomes = gateway.notify(&request, until).await;
+    told(&request.devices, &outcomes)
 }
 
-/// Reads the body within bounds. It counts as memory until the request is answered.
-async fn read(
-    gateway: &Gateway,
-    caller: IpAddr,
-    body: Body,
-) -> Result<(bytes::Bytes, Counted), Box<Response>> {
-    let pieces = body.into_data_stream().map(|piece| piece.map_err(|_| NotSent::Broken(String::new())));
-    // The hash stands for the caller, who has a share of the memory.
-    let [a, b, c, d, e, f, g, h, ..] = mark(&[caller.to_string().as_bytes()]);
-    let memory = gateway.shared().bodies.paid_by(Some(u64::from_be_bytes([a, b, c, d, e, f, g, h])));
-    let reading = collect(ports::Body::new(pieces), BODY_LIMITS, &memory);
+/// Reads the body within bounds. It gives way to callers who have less under way.
+async fn read(gateway: &Gateway, reading: &mut Reading, body: Body) -> Result<bytes::Bytes, Box<Response>> {
+    let mut memory = reading.memory();
+    let pieces = body.into_data_stream().map(move |piece| match piece {
+        Ok(piece) if memory.grow(piece.len()) => Ok(piece),
+        Ok(_) => Err(NotSent::Broken(NO_MEMORY.to_owned())),
+        Err(_) => Err(NotSent::Broken(String::new())),
+    });
+    let collecting = collect(ports::Body::new(pieces), BODY_LIMITS, &gateway.shared().bodies);
     let late = || refusal(StatusCode::REQUEST_TIMEOUT, "M_UNKNOWN", "The body did not arrive in time.");
-    let answer = tokio::time::timeout(BODY_TIMEOUT, reading).await.map_err(|_| Box::new(late()))?;
+    let answer = tokio::select! {
+        biased;
+        () = reading.gives_way() => return Err(Box::new(too_many())),
+        answer = tokio::time::timeout(BODY_TIMEOUT, collecting) => answer.map_err(|_| Box::new(late()))?,
+    };
     let answer = answer.map_err(|error| {
         Box::new(match error {
             NotRead::TooLarge(_) => refusal(
@@ -108,12 +131,13 @@ async fn read(
                 "M_TOO_LARGE",
                 "A notification has at most 256 KiB, 10,000 values and 128 levels.",
             ),
+            NotRead::Broken(NotSent::Broken(why)) if why == NO_MEMORY => too_many(),
             NotRead::Broken(_) => refusal(StatusCode::BAD_REQUEST, "M_NOT_JSON", "The body broke off."),
             NotRead::Stalled => late(),
             NotRead::NoMemory => too_many(),
         })
     })?;
-    Ok((answer.bytes().clone(), answer.into_counted()))
+    Ok(answer.bytes().clone())
 }
 
 /// The answer to the homeserver. A failure that may pass has it ask again, and then nobody is told twice; a push key is rejected only

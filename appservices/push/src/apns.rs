@@ -4,7 +4,6 @@
 //! Where the homeserver sends ids alone, the message is what the pusher asks to have in each, and the ids. Otherwise the alert names a text of
 //! the app (`loc-key`) and what stands in it, by the names that apps of Matrix know.
 
-use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, header};
 use parking_lot::Mutex;
 use serde::Deserialize;
@@ -13,10 +12,11 @@ use serde_json::{Map, Value, json};
 use crate::{
     gateway::{BadApp, Shared},
     keys::{self, Es256},
+    message::{Job, Message},
     notification::{Device, Notification},
     outbound::{Answer, Endpoint},
     outcome::Outcome,
-    remembered::{Mark, mark},
+    remembered::mark,
     settings::{App, Payload, PushType, TokenEncoding},
     text,
 };
@@ -52,15 +52,6 @@ pub(crate) struct ApnsApp {
     signed: Mutex<Option<(u64, HeaderValue)>>,
 }
 
-/// A message that is ready to be sent, as often as it takes.
-pub(crate) struct ApnsMessage {
-    endpoint: Endpoint,
-    headers: HeaderMap,
-    body: Bytes,
-    /// Stands for the device where Apple asks to leave it alone.
-    pub(crate) device: Mark,
-}
-
 impl ApnsApp {
     /// Reads the key of the app. Errors: [`BadApp`].
     pub(crate) fn open(number: usize, app: &App) -> Result<Self, BadApp> {
@@ -85,24 +76,29 @@ impl ApnsApp {
         })
     }
 
-    /// Makes the message. Errors: what becomes of the device without one.
-    pub(crate) fn prepare(
-        &self,
-        shared: &Shared,
-        notification: &Notification,
-        device: &Device,
-    ) -> Result<ApnsMessage, Outcome> {
+    /// Finds the way to a device. Errors: what becomes of the device without one.
+    pub(crate) fn read(&self, notification: &Notification, device: &Device) -> Result<Job, Outcome> {
         if device.wants("events_only") && notification.event_id.is_none() {
             return Err(Outcome::Skipped);
         }
         let token = self.token(&device.pushkey).map_err(Outcome::Refused)?;
         let path = format!("/3/device/{token}");
         let endpoint = self.endpoint.below(&path).map_err(Outcome::Refused)?;
+        device.require_default_payload().map_err(Outcome::Refused)?;
+        let receiver = mark(&[b"apns", device.app_id.as_bytes(), device.pushkey.as_bytes()]);
+        Ok(Job { endpoint, subscriber: None, receiver })
+    }
+
+    /// Makes the message, which takes a while. Errors: what becomes of the device without one.
+    pub(crate) fn make(
+        &self,
+        shared: &Shared,
+        notification: &Notification,
+        device: &Device,
+        job: &Job,
+    ) -> Result<Message, Outcome> {
         let default_payload = device.default_payload().map_err(Outcome::Refused)?;
-        let shown = match self.payload {
-            Payload::Full => notification.clone(),
-            Payload::EventIdOnly => notification.ids_only(),
-        };
+        let shown = notification.shown(self.payload);
         let payload = self.payload(&shown, device, default_payload)?;
         let is_background = self.push_type == PushType::Background;
         let now_s = shared.ports.clock.now_ms() / 1000;
@@ -118,7 +114,7 @@ impl ApnsApp {
         headers.insert("apns-id", uuid(shared));
         if let Some(room_id) = notification.room_id.as_deref().filter(|_| device.wants("only_last_per_room"))
         {
-            let id = hex(&mark(&[room_id.as_bytes()]));
+            let id = hex(&shared.topic(&job.receiver, room_id));
             headers.extend(
                 HeaderValue::from_str(&id)
                     .ok()
@@ -126,8 +122,7 @@ impl ApnsApp {
             );
         }
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        let device = mark(&[b"apns", device.app_id.as_bytes(), device.pushkey.as_bytes()]);
-        Ok(ApnsMessage { endpoint, headers, body: payload.into(), device })
+        Ok(Message { headers, body: payload.into() })
     }
 
     /// The device token in hexadecimal digits. Errors: a sentence that says what was expected.
@@ -172,7 +167,7 @@ impl ApnsApp {
     }
 
     /// The `Authorization` header: a token that was signed less than 40 minutes ago.
-    fn authorization(&self, now_ms: u64) -> Option<HeaderValue> {
+    pub(crate) fn authorization(&self, now_ms: u64) -> Option<HeaderValue> {
         let mut signed = self.signed.lock();
         if let Some((at_ms, value)) = &*signed
             && (*at_ms..at_ms.saturating_add(USED_MS)).contains(&now_ms)
@@ -195,24 +190,9 @@ impl ApnsApp {
         }
     }
 
-    /// Sends the message once.
-    pub(crate) async fn send(&self, shared: &Shared, message: &ApnsMessage) -> Outcome {
-        let Some(seat) = shared.lines.take_fixed(self.number).await else {
-            return Outcome::failed("too much waits for this app already");
-        };
-        let Some(authorization) = self.authorization(shared.ports.clock.now_ms()) else {
-            return Outcome::failed("the key of the app does not sign");
-        };
-        let mut headers = message.headers.clone();
-        headers.insert(header::AUTHORIZATION, authorization);
-        let forbidden = "the address of Apple may not be connected to";
-        let answer = shared.post_fixed(&message.endpoint, headers, &message.body, forbidden).await;
-        drop(seat);
-        let answer = match answer {
-            Ok(answer) => answer,
-            Err(outcome) => return outcome,
-        };
-        let (outcome, reason) = outcome(&answer);
+    /// The meaning of an answer.
+    pub(crate) fn judge(&self, shared: &Shared, answer: &Answer) -> Outcome {
+        let (outcome, reason) = outcome(answer);
         if reason == Some("ExpiredProviderToken") {
             self.forget(shared.ports.clock.now_ms());
         }
@@ -222,7 +202,7 @@ impl ApnsApp {
                 tracing::warn!(status, reason, "Apple does not accept the settings of an app")
             });
         }
-        tracing::debug!(status, reason, outcome = outcome.word(), why = outcome.why(), "a message to Apple");
+        tracing::debug!(status, reason, "an answer of Apple");
         outcome
     }
 }

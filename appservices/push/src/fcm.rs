@@ -7,18 +7,18 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, header};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::{
     gateway::{BadApp, Shared},
+    message::{Job, Message},
     notification::{Device, Notification},
     oauth::ServiceAccount,
     outbound::{Answer, Endpoint},
     outcome::Outcome,
-    remembered::{Mark, mark},
+    remembered::mark,
     settings::{App, Payload},
     text,
 };
@@ -44,13 +44,6 @@ pub(crate) struct FcmApp {
     endpoint: Endpoint,
 }
 
-/// A message that is ready to be sent, as often as it takes.
-pub(crate) struct FcmMessage {
-    body: Bytes,
-    /// Stands for the device where Google asks to leave it alone.
-    pub(crate) device: Mark,
-}
-
 impl FcmApp {
     /// Reads the key of the service account. Errors: [`BadApp`].
     pub(crate) fn open(number: usize, app: &App) -> Result<Self, BadApp> {
@@ -62,20 +55,26 @@ impl FcmApp {
         Ok(Self { number, payload: app.payload, ttl_s: app.ttl_s, message, account, endpoint })
     }
 
-    /// Makes the message. Errors: what becomes of the device without one.
-    pub(crate) fn prepare(
-        &self,
-        notification: &Notification,
-        device: &Device,
-    ) -> Result<FcmMessage, Outcome> {
+    /// Finds the way to a device. Errors: what becomes of the device without one.
+    pub(crate) fn read(&self, notification: &Notification, device: &Device) -> Result<Job, Outcome> {
         if device.wants("events_only") && notification.event_id.is_none() {
             return Err(Outcome::Skipped);
         }
+        device.require_default_payload().map_err(Outcome::Refused)?;
+        let receiver = mark(&[b"fcm", device.app_id.as_bytes(), device.pushkey.as_bytes()]);
+        Ok(Job { endpoint: self.endpoint.clone(), subscriber: None, receiver })
+    }
+
+    /// Makes the message, which takes a while. Errors: what becomes of the device without one.
+    pub(crate) fn make(
+        &self,
+        shared: &Shared,
+        notification: &Notification,
+        device: &Device,
+        job: &Job,
+    ) -> Result<Message, Outcome> {
         let default_payload = device.default_payload().map_err(Outcome::Refused)?;
-        let shown = match self.payload {
-            Payload::Full => notification.clone(),
-            Payload::EventIdOnly => notification.ids_only(),
-        };
+        let shown = notification.shown(self.payload);
         let data = data(&shown, default_payload);
         let data = data.ok_or(Outcome::Unfit("`data.default_payload` is larger than Firebase takes"))?;
         let mut message = self.message.clone();
@@ -89,48 +88,45 @@ impl FcmApp {
             if let Some(room_id) =
                 notification.room_id.as_deref().filter(|_| device.wants("only_last_per_room"))
             {
-                let key = URL_SAFE_NO_PAD.encode(mark(&[room_id.as_bytes()]));
+                let key = URL_SAFE_NO_PAD.encode(shared.topic(&job.receiver, room_id));
                 android.insert("collapse_key".to_owned(), key.into());
             }
         }
         let body = serde_json::to_vec(&json!({ "message": message }));
         let body = body.map_err(|_| Outcome::Unfit("the message cannot be written"))?;
-        let device = mark(&[b"fcm", device.app_id.as_bytes(), device.pushkey.as_bytes()]);
-        Ok(FcmMessage { body: body.into(), device })
-    }
-
-    /// Sends the message once.
-    pub(crate) async fn send(&self, shared: &Shared, message: &FcmMessage) -> Outcome {
-        let authorization = match self.account.authorization(shared).await {
-            Ok(authorization) => authorization,
-            Err(outcome) => return outcome,
-        };
-        let Some(seat) = shared.lines.take_fixed(self.number).await else {
-            return Outcome::failed("too much waits for this app already");
-        };
         let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        headers.insert(header::AUTHORIZATION, authorization.clone());
-        let forbidden = "the address of Firebase may not be connected to";
-        let answer = shared.post_fixed(&self.endpoint, headers, &message.body, forbidden).await;
-        drop(seat);
-        let answer = match answer {
-            Ok(answer) => answer,
-            Err(outcome) => return outcome,
-        };
-        if answer.status.as_u16() == 401 {
-            self.account.forget(&authorization).await;
+        Ok(Message { headers, body: body.into() })
+    }
+
+    /// The `Authorization` header. Errors: there is none now.
+    pub(crate) async fn authorization(&self, shared: &Shared) -> Result<HeaderValue, Outcome> {
+        self.account.authorization(shared, self.number).await
+    }
+
+    /// The meaning of an answer to a message that was sent with this token.
+    pub(crate) async fn judge(
+        &self,
+        shared: &Shared,
+        answer: &Answer,
+        token: Option<&HeaderValue>,
+    ) -> Outcome {
+        if let (401, Some(token)) = (answer.status.as_u16(), token) {
+            self.account.forget(token).await;
         }
-        let outcome = outcome(&answer);
-        tracing::debug!(
-            status = answer.status.as_u16(),
-            outcome = outcome.word(),
-            why = outcome.why(),
-            "a message to Firebase"
-        );
+        let outcome = outcome(answer);
+        if let Outcome::Failed { why: NOT_KNOWN, .. } = outcome {
+            let (status, project) = (answer.status.as_u16(), &self.account.project);
+            shared.warn(self.number, || {
+                tracing::warn!(status, project, "Firebase does not accept the service account of an app");
+            });
+        }
         outcome
     }
 }
+
+/// Firebase refuses everything of the app, so that its settings are wrong.
+const NOT_KNOWN: &str = "Firebase does not know the service account or its project";
 
 /// The body of an answer that is no success.
 #[derive(Default, Deserialize)]
@@ -173,7 +169,7 @@ fn outcome(answer: &Answer) -> Outcome {
         (403, Some("SENDER_ID_MISMATCH")) => {
             Outcome::Refused("The device is registered with another project of Firebase.")
         }
-        (401 | 403 | 404, _) => Outcome::failed("Firebase does not know the service account or its project"),
+        (401 | 403 | 404, _) => Outcome::failed(NOT_KNOWN),
         (429, _) => {
             let retry_after = Some(retry_after.unwrap_or(TOO_MANY_PAUSE));
             Outcome::Failed { why: "Firebase has too many requests", retry_after }

@@ -1,7 +1,7 @@
-//! The gateway: finds the app of each device, makes the message, sends it as often as it takes within bounds, and says what became of it.
+//! The gateway: its apps by the providers that reach them, all that deliveries share, and the devices of a notification, which are told at the
+//! same time.
 
 use std::{
-    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -9,38 +9,36 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use federation::{
     guard::{Guard, matches, parse_network},
     json::Memory,
+    turns::Turns,
 };
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use http::HeaderMap;
+use http::HeaderValue;
+use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
-    apns::{ApnsApp, ApnsMessage},
-    fcm::{FcmApp, FcmMessage},
+    apns::ApnsApp,
+    delivery::{Delivery, Request},
+    fcm::FcmApp,
     keys::BadKey,
     lines::Lines,
+    message::{Job, Message},
     notification::{Device, Notification},
-    outbound::{Answer, Endpoint, NotAnswered, Outbound},
+    outbound::{Answer, Outbound},
     outcome::Outcome,
+    payer::Payer,
     ports::Ports,
-    remembered::{Mark, Remembered, mark_of},
+    remembered::{Mark, Remembered, mark},
     settings::{Kind, Settings},
-    web::{WebApp, WebMessage},
+    shares::Of,
+    web::{self, WebApp},
 };
 
-/// A message is sent at most this often for one request; the homeserver asks again later.
-const TRIES_MAX: u32 = 3;
-/// The first pause before another try; each further one is three times as long.
-const PAUSE_FIRST: Duration = Duration::from_secs(1);
-/// A provider that asks for a longer pause is not waited for; the homeserver is told to come back.
-const PAUSE_MAX: Duration = Duration::from_secs(10);
-/// All tries for one device take at most this long, with waiting in line: homeservers wait for a minute.
-const DEVICE_TIMEOUT: Duration = Duration::from_secs(40);
-/// Notifications that are worked on have at most this many bytes together.
-const BODIES_BYTES_MAX: usize = 32 << 20;
+/// Bodies of requests have at most this many bytes in memory while they come. The places of [`Of::Memory`] bound them before this does,
+/// because a byte counts there for what is parsed of it, too.
+const BODIES_BYTES_MAX: usize = 256 << 20;
 /// A fault in the settings of an app is logged at most this often.
 const WARNED_EVERY_MS: u64 = 60_000;
 
@@ -54,28 +52,28 @@ pub(crate) struct Shared {
     pub(crate) outbound: Outbound,
     pub(crate) lines: Arc<Lines>,
     pub(crate) remembered: Remembered,
-    /// The memory of requests of homeservers.
+    /// The turns of notifications for a device: nobody delivers one while it is being delivered already.
+    pub(crate) turns: Turns<Mark>,
+    /// The memory in which bodies of homeservers are read.
     pub(crate) bodies: Memory,
-    apps: Vec<Served>,
+    /// Nobody else knows it, so that nobody finds out which rooms topics stand for.
+    secret: [u8; 32],
+    pub(crate) apps: Vec<Served>,
 }
 
-struct Served {
+/// An app, as it is served.
+pub(crate) struct Served {
     pattern: String,
-    kind: Kind,
-    app: App,
+    pub(crate) kind: Kind,
+    pub(crate) app: App,
     warned_ms: AtomicU64,
 }
 
-enum App {
+/// An app by the provider that reaches it.
+pub(crate) enum App {
     Web(WebApp),
     Fcm(FcmApp),
     Apns(ApnsApp),
-}
-
-enum Message<'a> {
-    Web(&'a WebApp, WebMessage),
-    Fcm(&'a FcmApp, FcmMessage),
-    Apns(&'a ApnsApp, ApnsMessage),
 }
 
 /// An app that cannot be served.
@@ -87,6 +85,8 @@ pub(crate) enum BadApp {
     Url(&'static str),
     #[error("topic: expected the bundle id of the app")]
     Topic,
+    #[error("hosts_allowed: {0}")]
+    Host(String),
 }
 
 /// The settings cannot be used.
@@ -113,9 +113,7 @@ impl Gateway {
         let mut apps = Vec::with_capacity(settings.apps.len());
         for (number, app) in settings.apps.iter().enumerate() {
             let opened = match app.kind {
-                Kind::WebPush | Kind::UnifiedPush => {
-                    WebApp::open(number, app).map(App::Web).map_err(BadApp::from)
-                }
+                Kind::WebPush | Kind::UnifiedPush => WebApp::open(app).map(App::Web),
                 Kind::Fcm => FcmApp::open(number, app).map(App::Fcm),
                 Kind::Apns => ApnsApp::open(number, app).map(App::Apns),
             };
@@ -126,11 +124,15 @@ impl Gateway {
             let (pattern, kind) = (app.id.clone(), app.kind);
             apps.push(Served { pattern, kind, app: opened, warned_ms: AtomicU64::new(0) });
         }
+        let mut secret = [0; 32];
+        ports.secrets.fill(&mut secret);
         Ok(Self(Arc::new(Shared {
             outbound: Outbound::new(ports.clone(), Guard::new(networks)),
             ports,
             lines: Arc::default(),
             remembered: Remembered::default(),
+            turns: Turns::default(),
+            secret,
             bodies: Memory::new(BODIES_BYTES_MAX, 1 << 20, 1),
             apps,
         })))
@@ -158,19 +160,15 @@ impl Gateway {
         self.0.apps.iter().any(|it| it.kind == Kind::UnifiedPush)
     }
 
-    /// Tells all devices at the same time, and says what became of each, in their order.
-    pub(crate) async fn notify(
-        &self,
-        caller: IpAddr,
-        notification: &Notification,
-        devices: &[Device],
-    ) -> Vec<Outcome> {
-        let telling: FuturesUnordered<_> = devices
+    /// Tells all devices at the same time, and says by this time what became of each, in their order.
+    pub(crate) async fn notify(&self, request: &Arc<Request>, until: Instant) -> Vec<Outcome> {
+        let telling: FuturesUnordered<_> = request
+            .devices
             .iter()
             .enumerate()
-            .map(|(at, device)| async move { (at, self.tell(caller, notification, device).await) })
+            .map(|(at, device)| async move { (at, self.tell(request, at, device, until).await) })
             .collect();
-        let mut outcomes = vec![Outcome::Skipped; devices.len()];
+        let mut outcomes = vec![Outcome::Skipped; request.devices.len()];
         telling
             .for_each(|(at, outcome)| {
                 if let Some(place) = outcomes.get_mut(at) {
@@ -182,32 +180,81 @@ impl Gateway {
         outcomes
     }
 
-    async fn tell(&self, caller: IpAddr, notification: &Notification, device: &Device) -> Outcome {
-        let Some(served) = self.0.find(&device.app_id) else {
+    async fn tell(&self, request: &Arc<Request>, at: usize, device: &Device, until: Instant) -> Outcome {
+        let Some(app) = self.0.find(&device.app_id) else {
             self.0.ports.figures.device("none", "unknown_app");
             tracing::debug!(app_id = device.app_id, reason = NO_SUCH_APP, "a device is not told");
             return Outcome::Refused(NO_SUCH_APP);
         };
-        let telling = self.0.tell(served, caller, notification, device);
-        let outcome = tokio::time::timeout(DEVICE_TIMEOUT, telling).await;
-        let outcome = outcome.unwrap_or(Outcome::failed("delivering took too long"));
-        self.0.ports.figures.device(served.kind.word(), outcome.word());
-        tracing::debug!(
-            app_id = device.app_id,
-            kind = served.kind.word(),
-            outcome = outcome.word(),
-            reason = outcome.why(),
-            "a device"
-        );
-        outcome
+        Delivery::new(Arc::clone(&self.0), Arc::clone(request), at, app, until).run().await
+    }
+}
+
+impl App {
+    /// Whether users choose where its messages go.
+    pub(crate) const fn is_chosen(&self) -> bool {
+        match self {
+            Self::Web(_) => true,
+            Self::Fcm(_) | Self::Apns(_) => false,
+        }
+    }
+
+    /// Finds the way to a device. Errors: what becomes of the device without one.
+    pub(crate) fn read(&self, notification: &Notification, device: &Device) -> Result<Job, Outcome> {
+        match self {
+            Self::Web(app) => app.read(notification, device),
+            Self::Fcm(app) => app.read(notification, device),
+            Self::Apns(app) => app.read(notification, device),
+        }
+    }
+
+    /// Makes the message for a device, which takes a while. Errors: what becomes of the device without one.
+    pub(crate) fn make(
+        &self,
+        shared: &Shared,
+        notification: &Notification,
+        device: &Device,
+        job: &Job,
+    ) -> Result<Message, Outcome> {
+        match self {
+            Self::Web(app) => app.make(shared, notification, device, job),
+            Self::Fcm(app) => app.make(shared, notification, device, job),
+            Self::Apns(app) => app.make(shared, notification, device, job),
+        }
+    }
+
+    /// The `Authorization` header for all messages of the app, where it has one. Errors: there is none now.
+    pub(crate) async fn authorization(&self, shared: &Shared) -> Result<Option<HeaderValue>, Outcome> {
+        match self {
+            Self::Web(_) => Ok(None),
+            Self::Fcm(app) => app.authorization(shared).await.map(Some),
+            Self::Apns(app) => {
+                let signed = app.authorization(shared.now_ms());
+                signed.map(Some).ok_or(Outcome::failed("the key of the app does not sign"))
+            }
+        }
+    }
+
+    /// The meaning of an answer to a message that was sent with this header of authorization.
+    pub(crate) async fn judge(
+        &self,
+        shared: &Shared,
+        answer: &Answer,
+        sent: Option<&HeaderValue>,
+    ) -> Outcome {
+        match self {
+            Self::Web(_) => web::outcome(answer),
+            Self::Fcm(app) => app.judge(shared, answer, sent).await,
+            Self::Apns(app) => app.judge(shared, answer),
+        }
     }
 }
 
 impl Shared {
-    /// The app of this id: the one that names it exactly, or the first whose pattern it follows.
-    fn find(&self, app_id: &str) -> Option<&Served> {
-        let exact = self.apps.iter().find(|it| it.pattern == app_id);
-        exact.or_else(|| self.apps.iter().find(|it| matches(&it.pattern, app_id)))
+    /// The number of the app of this id: the one that names it exactly, or the first whose pattern it follows.
+    fn find(&self, app_id: &str) -> Option<usize> {
+        let exact = self.apps.iter().position(|it| it.pattern == app_id);
+        exact.or_else(|| self.apps.iter().position(|it| matches(&it.pattern, app_id)))
     }
 
     /// Logs a fault in the settings of an app, unless that was done a moment ago.
@@ -221,91 +268,37 @@ impl Shared {
         }
     }
 
-    async fn tell(
+    /// Runs what keeps a processor busy off the threads that serve requests. None where too much of this waits, or the process stops.
+    pub(crate) async fn work<T: Send + 'static>(
         &self,
-        served: &Served,
-        caller: IpAddr,
-        notification: &Notification,
-        device: &Device,
-    ) -> Outcome {
-        let mark = mark_of(notification, device);
-        let was_delivered = |mark: &Mark| self.remembered.was_delivered(mark, self.ports.clock.now_ms());
-        if mark.as_ref().is_some_and(was_delivered) {
-            return Outcome::Skipped;
-        }
-        let prepared = match &served.app {
-            App::Web(app) => app.prepare(self, notification, device).map(|it| Message::Web(app, it)),
-            App::Fcm(app) => app.prepare(notification, device).map(|it| Message::Fcm(app, it)),
-            App::Apns(app) => app.prepare(self, notification, device).map(|it| Message::Apns(app, it)),
-        };
-        let message = match prepared {
-            Ok(message) => message,
-            Err(outcome) => return outcome,
-        };
-        let outcome = self.send(caller, &message).await;
-        if let (Outcome::Delivered, Some(mark)) = (outcome, mark) {
-            self.remembered.note_delivered(mark, self.ports.clock.now_ms());
-        }
-        outcome
+        payer: Payer,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
+        let place = self.lines.take(payer, [Of::Making]).await?;
+        let (sender, done) = oneshot::channel();
+        // The place is held until the work has ended, also where nobody waits for it any more.
+        let work = Box::new(move || {
+            drop(sender.send(work()));
+            drop(place);
+        });
+        self.ports.work.run(work).await;
+        done.await.ok()
     }
 
-    /// Sends a message, and again after a pause where that may help.
-    async fn send(&self, caller: IpAddr, message: &Message<'_>) -> Outcome {
-        let receiver = match message {
-            Message::Web(_, message) => &message.subscription,
-            Message::Fcm(_, message) => &message.device,
-            Message::Apns(_, message) => &message.device,
-        };
-        let mut pause = PAUSE_FIRST;
-        for tried in 1.. {
-            if let Some(left_ms) = self.remembered.paused_ms(receiver, self.ports.clock.now_ms()) {
-                let retry_after = Some(Duration::from_millis(left_ms));
-                return Outcome::Failed { why: "the provider has asked for a pause", retry_after };
-            }
-            let outcome = match message {
-                Message::Web(app, message) => app.send(self, caller, message).await,
-                Message::Fcm(app, message) => app.send(self, message).await,
-                Message::Apns(app, message) => app.send(self, message).await,
-            };
-            let Outcome::Failed { retry_after, .. } = outcome else { return outcome };
-            let asked = retry_after.unwrap_or_default();
-            let is_long = asked > PAUSE_MAX;
-            if is_long {
-                let asked_ms = u64::try_from(asked.as_millis()).unwrap_or(u64::MAX);
-                self.remembered.pause(*receiver, self.ports.clock.now_ms(), asked_ms);
-            }
-            if is_long || tried >= TRIES_MAX {
-                return outcome;
-            }
-            // Messages that failed together are not tried again together.
-            let jitter = Duration::from_millis(self.ports.randomness.below(1_000));
-            self.wait(pause.max(asked) + jitter).await;
-            pause *= 3;
-        }
-        Outcome::failed("the provider fails")
+    /// Stands for a room at a device where a provider keeps only the last message of each. The provider learns neither which room it is nor that
+    /// another device has the same. It is another one after a restart, and then a device may have one message more.
+    pub(crate) fn topic(&self, receiver: &Mark, room_id: &str) -> Mark {
+        mark(&[b"topic", &self.secret, receiver, room_id.as_bytes()])
     }
 
-    /// Sends one request to a provider, whose address no user names. `forbidden` says that the settings do not let this server connect to
-    /// it. Errors: the outcome of a message that got no answer.
-    pub(crate) async fn post_fixed(
-        &self,
-        endpoint: &Endpoint,
-        headers: HeaderMap,
-        body: &Bytes,
-        forbidden: &'static str,
-    ) -> Result<Answer, Outcome> {
-        let exchange = async {
-            let found = self.outbound.find_fixed(endpoint).await?;
-            self.outbound.post(endpoint, found, headers, body.clone(), true).await
-        };
-        exchange.await.map_err(|error| match error {
-            NotAnswered::Failed(why) => Outcome::failed(why),
-            NotAnswered::Forbidden => Outcome::failed(forbidden),
-        })
+    /// Now, in milliseconds since the epoch.
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.ports.clock.now_ms()
     }
 
+    /// Waits for a while.
     #[expect(clippy::disallowed_methods, reason = "the crate waits on tokio's clock, which can be paused")]
-    async fn wait(&self, pause: Duration) {
+    pub(crate) async fn wait(&self, pause: Duration) {
         tokio::time::sleep(pause).await;
     }
 }

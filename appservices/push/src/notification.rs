@@ -1,8 +1,12 @@
 //! The request of a homeserver, read within bounds
 //! ([`POST /_matrix/push/v1/notify`](https://spec.matrix.org/v1.19/push-gateway-api/#post_matrixpushv1notify)).
 
+use std::borrow::Cow;
+
 use serde::Deserialize;
 use serde_json::{Map, Value};
+
+use crate::settings::Payload;
 
 /// A notification is for at most this many devices; homeservers send one or a few.
 pub(crate) const DEVICES_MAX: usize = 32;
@@ -142,8 +146,16 @@ impl Notification {
         Ok(())
     }
 
+    /// As much of it as the provider of an app sees.
+    pub(crate) fn shown(&self, payload: Payload) -> Cow<'_, Self> {
+        match payload {
+            Payload::Full => Cow::Borrowed(self),
+            Payload::EventIdOnly => Cow::Owned(self.ids_only()),
+        }
+    }
+
     /// Only the ids and the counts.
-    pub(crate) fn ids_only(&self) -> Self {
+    fn ids_only(&self) -> Self {
         Self {
             event_id: self.event_id.clone(),
             room_id: self.room_id.clone(),
@@ -190,9 +202,18 @@ impl Device {
 
     /// The fields that each message to it begins with. Errors: they are no object.
     pub(crate) fn default_payload(&self) -> Result<Map<String, Value>, &'static str> {
+        Ok(self.find_default_payload()?.cloned().unwrap_or_default())
+    }
+
+    /// Looks at the same fields without copying them.
+    pub(crate) fn require_default_payload(&self) -> Result<(), &'static str> {
+        self.find_default_payload().map(drop)
+    }
+
+    fn find_default_payload(&self) -> Result<Option<&Map<String, Value>>, &'static str> {
         match self.data("default_payload") {
-            None | Some(Value::Null) => Ok(Map::new()),
-            Some(Value::Object(payload)) => Ok(payload.clone()),
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::Object(payload)) => Ok(Some(payload)),
             Some(_) => Err("`data.default_payload` must be an object."),
         }
     }

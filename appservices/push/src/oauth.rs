@@ -96,9 +96,9 @@ impl ServiceAccount {
         })
     }
 
-    /// The `Authorization` header with a token that is valid. One asks for it, and all who come meanwhile wait for that. Errors: why
+    /// The `Authorization` header with a token that is valid, for the app of this number. One asks for it, and all who come meanwhile wait for that. Errors: why
     /// there is none now.
-    pub(crate) async fn authorization(&self, shared: &Shared) -> Result<HeaderValue, Outcome> {
+    pub(crate) async fn authorization(&self, shared: &Shared, app: usize) -> Result<HeaderValue, Outcome> {
         const FAILED: Outcome = Outcome::failed("Google gives no token for the service account");
         let mut state = self.state.lock().await;
         let now_ms = shared.ports.clock.now_ms();
@@ -117,7 +117,13 @@ impl ServiceAccount {
             }
             Err(why) => {
                 *state = State::Failed { until_ms: now_ms.saturating_add(FAILED_MS) };
-                tracing::warn!(project = self.project, why, "Google gives no token for the service account");
+                shared.warn(app, || {
+                    tracing::warn!(
+                        project = self.project,
+                        why,
+                        "Google gives no token for the service account"
+                    );
+                });
                 Err(FAILED)
             }
         }

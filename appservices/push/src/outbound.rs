@@ -84,9 +84,24 @@ impl Endpoint {
         &self.host
     }
 
+    /// The port, which is 443 where the URL names none.
+    pub(crate) const fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Whether the host is a name that has to be looked up, and not an address.
+    pub(crate) fn has_name(&self) -> bool {
+        self.host.parse::<std::net::IpAddr>().is_err()
+    }
+
     /// Scheme, host, and port where it is not the usual one (RFC 6454, section 6.2).
     pub(crate) fn origin(&self) -> &str {
         &self.origin
+    }
+
+    /// Path and query, which are never logged.
+    pub(crate) fn path(&self) -> &str {
+        self.path.as_str()
     }
 
     /// Another path below the one it has.
@@ -254,11 +269,13 @@ mod tests {
     #[test]
     fn an_endpoint_is_taken_apart() {
         let endpoint = Endpoint::parse("https://Push.Example.:8443/a%20b/ü?q=1#part").unwrap();
-        assert_eq!((endpoint.host(), endpoint.port), ("push.example", 8443));
+        assert_eq!((endpoint.host(), endpoint.port()), ("push.example", 8443));
+        assert!(endpoint.has_name());
         assert_eq!(endpoint.origin(), "https://push.example:8443");
         assert_eq!(endpoint.path.as_str(), "/a%20b/%C3%BC?q=1");
         let endpoint = Endpoint::parse("https://[2001:db8::1]").unwrap();
         assert_eq!((endpoint.host(), endpoint.host_header.as_str()), ("2001:db8::1", "[2001:db8::1]"));
+        assert_eq!((endpoint.has_name(), endpoint.port()), (false, 443));
         assert_eq!(endpoint.path.as_str(), "/");
         // Odd forms of an address are the address.
         assert_eq!(Endpoint::parse("https://0x7f.1/").unwrap().host(), "127.0.0.1");

@@ -1,13 +1,21 @@
-//! The doors through which everything comes in that is not computed: clock, randomness, DNS, HTTPS, and the figures that go out.
+//! The doors through which everything comes in that is not computed: clock, randomness, tasks and threads, DNS, HTTPS, and the figures that go
+//! out.
 
 use std::sync::Arc;
 
-use federation::ports::{Clock, Randomness, Resolver, Transport};
+use federation::ports::{Clock, Randomness, Resolver, Tasks, Transport};
+use futures_util::future::BoxFuture;
 
 /// Randomness that is good enough for keys.
 pub trait Secrets: Send + Sync + 'static {
     /// Fills the buffer with bytes that nobody can guess.
     fn fill(&self, buffer: &mut [u8]);
+}
+
+/// Takes work that keeps a processor busy off the threads that serve requests.
+pub trait Work: Send + Sync + 'static {
+    /// Runs this, and ends when it has. It may be given up where the process stops, and panics end the work alone.
+    fn run(&self, work: Box<dyn FnOnce() + Send>) -> BoxFuture<'static, ()>;
 }
 
 /// Takes the figures of the gateway.
@@ -26,6 +34,10 @@ pub struct Ports {
     pub randomness: Arc<dyn Randomness>,
     /// Randomness for keys and salts.
     pub secrets: Arc<dyn Secrets>,
+    /// Starts tasks that go on when the caller hangs up.
+    pub tasks: Arc<dyn Tasks>,
+    /// Runs what keeps a processor busy. The gateway itself bounds how much runs at once.
+    pub work: Arc<dyn Work>,
     /// Finds the addresses of hosts.
     pub resolver: Arc<dyn Resolver>,
     /// HTTPS, which follows no redirects.

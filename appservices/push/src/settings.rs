@@ -48,7 +48,8 @@ pub struct App {
     /// The URL where operators of push services reach the operator of this gateway: `mailto:` or `https:`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub vapid_contact: String,
-    /// Patterns of hosts where endpoints may be; none for all. For Web Push and UnifiedPush.
+    /// Patterns of hosts where endpoints may be; none for all. Endpoints there have the port 443, or the one that stands behind a colon. For
+    /// Web Push and UnifiedPush.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hosts_allowed: Vec<String>,
     /// The key file of a service account of Google, in JSON; for FCM.
@@ -219,6 +220,9 @@ impl App {
             wrong("ttl_s", "expected 0 to 2419200 seconds, which are four weeks")
         })?;
         self.require_nothing_of_others()?;
+        for pattern in &self.hosts_allowed {
+            HostPattern::parse(pattern).map_err(|expected| ("hosts_allowed".to_owned(), expected))?;
+        }
         match self.kind {
             Kind::WebPush => self.check_vapid(true),
             Kind::UnifiedPush => self.check_vapid(!is_empty(&self.vapid_key_file)),
@@ -299,6 +303,44 @@ impl App {
     }
 }
 
+/// A pattern of hosts, and the port of the endpoints there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct HostPattern {
+    host: String,
+    port: u16,
+}
+
+impl HostPattern {
+    /// Reads `host`, `host:port`, an address of IPv6, or one in brackets with a port. Errors: a sentence that says what was expected.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        let expected = || {
+            format!(
+                "expected a host such as \"*.push.example.org\", or with a port \"push.example.org:8443\", not {text:?}"
+            )
+        };
+        let (host, port) = match text.strip_prefix('[').map(|it| it.split_once(']')) {
+            Some(None) => return Err(expected()),
+            Some(Some((host, ""))) => (host, None),
+            Some(Some((host, rest))) => (host, Some(rest.strip_prefix(':').ok_or_else(expected)?)),
+            None => match text.split_once(':') {
+                Some((host, port)) if !port.contains(':') => (host, Some(port)),
+                // More colons than one are those of an address.
+                Some(_) | None => (text, None),
+            },
+        };
+        let port = port.map_or(Ok(443), |port| port.parse().map_err(|_| expected()))?;
+        if host.is_empty() || port == 0 || host.contains(['/', '@']) {
+            return Err(expected());
+        }
+        Ok(Self { host: host.to_ascii_lowercase(), port })
+    }
+
+    /// Whether an endpoint may be at this host and port.
+    pub(crate) fn allows(&self, host: &str, port: u16) -> bool {
+        self.port == port && federation::guard::matches(&self.host, host)
+    }
+}
+
 fn require_file(key: &str, file: &Path, form: &str) -> Result<(), Wrong> {
     require(file.is_file(), || {
         (
@@ -311,6 +353,24 @@ fn require_file(key: &str, file: &Path, form: &str) -> Result<(), Wrong> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pattern_of_hosts_lets_one_port_through() {
+        for (pattern, host, port) in [
+            ("*.Push.example", "a.push.example", 443),
+            ("push.example:8443", "push.example", 8443),
+            ("2001:db8::1", "2001:db8::1", 443),
+            ("[2001:db8::1]", "2001:db8::1", 443),
+            ("[2001:db8::1]:444", "2001:db8::1", 444),
+        ] {
+            let read = HostPattern::parse(pattern).unwrap();
+            assert!(read.allows(host, port) && !read.allows(host, port + 1), "{pattern}");
+        }
+        assert!(!HostPattern::parse("*.push.example").unwrap().allows("push.example", 443));
+        for wrong in ["", ":443", "a:", "a:b", "a:70000", "[::1", "[::1]443", "https://a", "a/b"] {
+            assert!(HostPattern::parse(wrong).is_err(), "{wrong}");
+        }
+    }
 
     fn wrong(settings: &Settings) -> Wrong {
         settings.check().unwrap_err()
@@ -345,6 +405,14 @@ mod tests {
             (App { vapid_key_file: "/none".into(), ..web.clone() }, "vapid_key_file"),
             (App { vapid_contact: "me".to_owned(), ..web.clone() }, "vapid_contact"),
             (App { topic: "t".to_owned(), ..web.clone() }, "topic"),
+            (
+                App {
+                    hosts_allowed: vec!["a.example".to_owned(), "https://b.example/".to_owned()],
+                    ..web.clone()
+                },
+                "hosts_allowed",
+            ),
+            (App { hosts_allowed: vec!["a.example:0".to_owned()], ..web.clone() }, "hosts_allowed"),
             (App { sandbox: true, ..fcm.clone() }, "sandbox"),
             (App { url: "http://plain.example".to_owned(), ..fcm.clone() }, "url"),
             (App { service_account_file: PathBuf::new(), ..fcm.clone() }, "service_account_file"),

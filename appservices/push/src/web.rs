@@ -4,23 +4,19 @@
 //! A pusher of Web Push has the public key of the subscription as `pushkey`, and `endpoint` and `auth` in its `data`. A pusher of
 //! UnifiedPush has the endpoint as `pushkey`; where its `data` have `p256dh` and `auth`, the message is encrypted, too.
 
-use std::net::IpAddr;
-
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use bytes::Bytes;
-use federation::guard::matches;
 use http::{HeaderMap, HeaderValue, header};
 use serde_json::{Map, Value};
 
 use crate::{
     encryption::{PLAIN_BYTES_MAX, Subscriber},
-    gateway::Shared,
-    keys::BadKey,
+    gateway::{BadApp, Shared},
+    message::{Job, Message},
     notification::{Device, Notification},
-    outbound::{Answer, Endpoint, NotAnswered},
+    outbound::{Answer, Endpoint},
     outcome::Outcome,
-    remembered::{HOST_PAUSE_MS, Mark, mark},
-    settings::{App, Kind, Payload},
+    remembered::mark,
+    settings::{App, HostPattern, Kind, Payload},
     text,
     vapid::Vapid,
 };
@@ -36,36 +32,26 @@ const TOPIC_BYTES: usize = 24;
 
 /// An app whose endpoints users choose.
 pub(crate) struct WebApp {
-    number: usize,
     is_unified: bool,
     payload: Payload,
     ttl_s: u32,
     vapid: Option<Vapid>,
-    hosts_allowed: Vec<String>,
-}
-
-/// A message that is ready to be sent, as often as it takes.
-pub(crate) struct WebMessage {
-    endpoint: Endpoint,
-    headers: HeaderMap,
-    body: Bytes,
-    /// Stands for the subscription where it asks to be left alone.
-    pub(crate) subscription: Mark,
+    hosts_allowed: Vec<HostPattern>,
 }
 
 impl WebApp {
-    /// Reads the key of the app, if it has one. Errors: [`BadKey`].
-    pub(crate) fn open(number: usize, app: &App) -> Result<Self, BadKey> {
+    /// Reads the key of the app, if it has one. Errors: [`BadApp`].
+    pub(crate) fn open(app: &App) -> Result<Self, BadApp> {
         let vapid = (!app.vapid_key_file.as_os_str().is_empty())
             .then(|| Vapid::load(&app.vapid_key_file, &app.vapid_contact))
             .transpose()?;
+        let hosts_allowed = app.hosts_allowed.iter().map(|it| HostPattern::parse(it));
         Ok(Self {
-            number,
             is_unified: app.kind == Kind::UnifiedPush,
             payload: app.payload,
             ttl_s: app.ttl_s,
             vapid,
-            hosts_allowed: app.hosts_allowed.iter().map(|it| it.to_ascii_lowercase()).collect(),
+            hosts_allowed: hosts_allowed.collect::<Result<_, _>>().map_err(BadApp::Host)?,
         })
     }
 
@@ -74,27 +60,37 @@ impl WebApp {
         self.vapid.as_ref().map(Vapid::public_text)
     }
 
-    /// Makes the message. Errors: what becomes of the device without one.
-    pub(crate) fn prepare(
-        &self,
-        shared: &Shared,
-        notification: &Notification,
-        device: &Device,
-    ) -> Result<WebMessage, Outcome> {
+    /// Finds the way to a device. Errors: what becomes of the device without one.
+    pub(crate) fn read(&self, notification: &Notification, device: &Device) -> Result<Job, Outcome> {
         // Browsers show something for each message, so that clients ask for those alone that are about an event.
         if device.wants("events_only") && notification.event_id.is_none() {
             return Err(Outcome::Skipped);
         }
-        let (endpoint, subscriber) = self.read(device).map_err(Outcome::Refused)?;
-        let is_allowed = |host: &str| self.hosts_allowed.iter().any(|pattern| matches(pattern, host));
-        if !self.hosts_allowed.is_empty() && !is_allowed(endpoint.host()) {
-            return Err(Outcome::Refused("The gateway does not deliver to the host of this endpoint."));
+        let (endpoint, subscriber) = self.keys(device).map_err(Outcome::Refused)?;
+        let is_allowed = |it: &HostPattern| it.allows(endpoint.host(), endpoint.port());
+        if !self.hosts_allowed.is_empty() && !self.hosts_allowed.iter().any(is_allowed) {
+            return Err(Outcome::Refused(
+                "The gateway does not deliver to the host and port of this endpoint.",
+            ));
         }
-        let shown = match self.payload {
-            Payload::Full => notification.clone(),
-            Payload::EventIdOnly => notification.ids_only(),
-        };
-        let plain_max = if subscriber.is_some() { PLAIN_BYTES_MAX } else { BODY_BYTES_MAX };
+        device.require_default_payload().map_err(Outcome::Refused)?;
+        // A push key is a public key here, and whoever knows it may name it with an endpoint of their own.
+        let (origin, path) = (endpoint.origin().as_bytes(), endpoint.path().as_bytes());
+        let parts = [device.app_id.as_bytes(), device.pushkey.as_bytes(), origin, path];
+        let receiver = mark(&[&[b"subscription".as_slice()], parts.as_slice()].concat());
+        Ok(Job { endpoint, subscriber, receiver })
+    }
+
+    /// Makes the message, which takes a while. Errors: what becomes of the device without one.
+    pub(crate) fn make(
+        &self,
+        shared: &Shared,
+        notification: &Notification,
+        device: &Device,
+        job: &Job,
+    ) -> Result<Message, Outcome> {
+        let shown = notification.shown(self.payload);
+        let plain_max = if job.subscriber.is_some() { PLAIN_BYTES_MAX } else { BODY_BYTES_MAX };
         let plain = if self.is_unified {
             unified(&shown, plain_max)
         } else {
@@ -102,7 +98,7 @@ impl WebApp {
         };
         let plain = plain.ok_or(Outcome::Unfit("the message is larger than a push service takes"))?;
         let mut headers = HeaderMap::new();
-        let body = match subscriber {
+        let body = match &job.subscriber {
             Some(subscriber) => {
                 headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("aes128gcm"));
                 headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
@@ -119,24 +115,22 @@ impl WebApp {
         headers.insert("urgency", HeaderValue::from_static(urgency));
         if let Some(room_id) = notification.room_id.as_deref().filter(|_| device.wants("only_last_per_room"))
         {
-            // The push service learns that messages are about one room, and not about which.
-            let topic = mark(&[room_id.as_bytes()]);
+            let topic = shared.topic(&job.receiver, room_id);
             let topic = URL_SAFE_NO_PAD.encode(topic.get(..TOPIC_BYTES).unwrap_or_default());
             headers.extend(
                 HeaderValue::from_str(&topic).ok().map(|it| (http::HeaderName::from_static("topic"), it)),
             );
         }
         if let Some(vapid) = &self.vapid {
-            let value = vapid.authorization(endpoint.origin(), shared.ports.clock.now_ms());
+            let value = vapid.authorization(job.endpoint.origin(), shared.ports.clock.now_ms());
             let value = value.ok_or(Outcome::failed("the key of the app does not sign"))?;
             headers.insert(header::AUTHORIZATION, value);
         }
-        let subscription = mark(&[b"subscription", device.app_id.as_bytes(), device.pushkey.as_bytes()]);
-        Ok(WebMessage { endpoint, headers, body: body.into(), subscription })
+        Ok(Message { headers, body: body.into() })
     }
 
     /// The endpoint of a device, and its keys. Errors: a sentence that names the field.
-    fn read(&self, device: &Device) -> Result<(Endpoint, Option<Subscriber>), &'static str> {
+    fn keys(&self, device: &Device) -> Result<(Endpoint, Option<Subscriber>), &'static str> {
         if !self.is_unified {
             let endpoint = device.data_text("endpoint").ok_or("`data.endpoint` is missing.")?;
             let auth = device.data_text("auth").ok_or("`data.auth` is missing.")?;
@@ -151,68 +145,10 @@ impl WebApp {
         };
         Ok((Endpoint::parse(&device.pushkey)?, subscriber))
     }
-
-    /// Sends the message once.
-    pub(crate) async fn send(&self, shared: &Shared, caller: IpAddr, message: &WebMessage) -> Outcome {
-        let host = message.endpoint.host();
-        let host_mark = mark(&[b"host", host.as_bytes()]);
-        let now_ms = shared.ports.clock.now_ms();
-        if let Some(left_ms) = shared.remembered.paused_ms(&host_mark, now_ms) {
-            let retry_after = Some(std::time::Duration::from_millis(left_ms));
-            return Outcome::Failed { why: "the push service does not answer", retry_after };
-        }
-        let outcome = match self.exchange(shared, caller, message).await {
-            Ok(answer) => {
-                shared.remembered.note_answer(host, true);
-                outcome(&answer)
-            }
-            Err(Failure::Forbidden) => Outcome::Refused("The endpoint is at an address that is not public."),
-            Err(Failure::Busy) => Outcome::failed("too much waits for this push service already"),
-            Err(Failure::NoAnswer(why)) => {
-                if shared.remembered.note_answer(host, false) {
-                    shared.remembered.pause(host_mark, shared.ports.clock.now_ms(), HOST_PAUSE_MS);
-                }
-                Outcome::failed(why)
-            }
-        };
-        tracing::debug!(host, outcome = outcome.word(), why = outcome.why(), "a message to a push service");
-        outcome
-    }
-
-    async fn exchange(
-        &self,
-        shared: &Shared,
-        caller: IpAddr,
-        message: &WebMessage,
-    ) -> Result<Answer, Failure> {
-        let looking = shared.lines.look_up().await.ok_or(Failure::Busy)?;
-        let found = shared.outbound.find(&message.endpoint).await?;
-        drop(looking);
-        let host = message.endpoint.host();
-        let seat = shared.lines.take_chosen(caller, self.number, host, found.address()).await;
-        let _seat = seat.ok_or(Failure::Busy)?;
-        let (headers, body) = (message.headers.clone(), message.body.clone());
-        Ok(shared.outbound.post(&message.endpoint, found, headers, body, false).await?)
-    }
-}
-
-enum Failure {
-    Forbidden,
-    Busy,
-    NoAnswer(&'static str),
-}
-
-impl From<NotAnswered> for Failure {
-    fn from(error: NotAnswered) -> Self {
-        match error {
-            NotAnswered::Forbidden => Self::Forbidden,
-            NotAnswered::Failed(why) => Self::NoAnswer(why),
-        }
-    }
 }
 
 /// The meaning of a status (RFC 8030, sections 5 and 7).
-fn outcome(answer: &Answer) -> Outcome {
+pub(crate) fn outcome(answer: &Answer) -> Outcome {
     let retry_after = answer.retry_after;
     match answer.status.as_u16() {
         200..=299 => Outcome::Delivered,

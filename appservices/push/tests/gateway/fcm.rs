@@ -1,11 +1,17 @@
 //! Firebase Cloud Messaging: the assertion is checked with the key of the service account, and each message has the token it was exchanged for.
 
-use std::sync::{
-    Arc, LazyLock,
-    atomic::{AtomicU32, Ordering},
+use std::{
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
 };
 
-use federation::ports::Clock;
+use federation::{
+    ports::Clock,
+    testing::{Net, Weather, json as answer_json},
+};
 use http::StatusCode;
 use push_gateway::{
     Settings,
@@ -15,7 +21,7 @@ use rand::SeedableRng;
 use rsa::pkcs8::{EncodePrivateKey, EncodePublicKey, LineEnding};
 use serde_json::{Value, json};
 
-use crate::world::{Arrived, Authority, Door, Provider, Real, file, message};
+use crate::world::{Arrived, Authority, Door, Log, Provider, Real, file, message};
 
 /// Making a key takes a second, so that all tests have one: the private key and the public key in PEM.
 static KEY: LazyLock<(String, String)> = LazyLock::new(|| {
@@ -57,6 +63,31 @@ impl Google {
         let service_account_file = self.account.path().to_owned();
         App { service_account_file, url: self.firebase.origin(), ..App::new("android", Kind::Fcm) }
     }
+}
+
+/// An app of Google in a simulated network, whose token is answered so, and a message so. Firebase is at 5.5.5.2.
+fn simulated(
+    net: &Net,
+    token: (u16, &'static str),
+    answer: impl Fn(&Value) -> (u16, String) + Send + Sync + 'static,
+) -> (App, tempfile::NamedTempFile) {
+    net.host("oauth2.example", &["5.5.5.1"]);
+    net.serve("5.5.5.1:443", &["oauth2.example"], move |_| std::future::ready(answer_json(token.0, token.1)));
+    net.host("fcm.example", &["5.5.5.2"]);
+    net.serve("5.5.5.2:443", &["fcm.example"], move |arrived| {
+        let (status, body) = answer(&serde_json::from_slice(arrived.request.body()).unwrap());
+        std::future::ready(answer_json(status, body))
+    });
+    let account = file(
+        &json!({
+            "project_id": "my-project", "private_key": KEY.0, "client_email": "a@b.example",
+            "token_uri": "https://oauth2.example/token",
+        })
+        .to_string(),
+    );
+    let service_account_file = account.path().to_owned();
+    let url = "https://fcm.example".to_owned();
+    (App { service_account_file, url, ..App::new("android", Kind::Fcm) }, account)
 }
 
 fn taken(_: &Arrived) -> (u16, String) {
@@ -158,6 +189,36 @@ async fn a_token_that_is_refused_is_renewed() {
     assert_eq!(tokens, ["Bearer token-1", "Bearer token-2"]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn one_caller_takes_neither_all_places_of_an_app_nor_its_quota() {
+    let net = Net::new(1);
+    let (app, _account) = simulated(&net, (200, r#"{"access_token":"t","expires_in":3600}"#), |sent| {
+        if sent["message"]["token"] == "well" { (200, "{}".to_owned()) } else { refused(404, "UNREGISTERED") }
+    });
+    net.weather("5.5.5.2:443", Weather::Fair, Duration::from_secs(1));
+    let door = Door::simulated(&net, vec![app]);
+    let made_up: Vec<_> = (0..200)
+        .map(|number| {
+            let devices: Vec<_> = (0..32).map(|at| device(&format!("made-up-{number}-{at}"))).collect();
+            message(json!(devices))
+        })
+        .collect();
+    let attack = futures_util::future::join_all(
+        made_up.iter().map(|it| door.notify_from([203, 0, 113, 9].into(), it)),
+    );
+    let honest = async {
+        tokio::time::sleep(Duration::from_millis(1_500)).await;
+        let began = tokio::time::Instant::now();
+        let (status, ..) = door.notify_from([192, 0, 2, 77].into(), &message(json!([device("well")]))).await;
+        (status, began.elapsed())
+    };
+    let (_, (status, took)) = futures_util::future::join(attack, honest).await;
+    assert_eq!(status, StatusCode::OK);
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    let asked = net.take_arrived().iter().filter(|it| it.contains("fcm.example")).count();
+    assert!((1_000..=1_500).contains(&asked), "{asked} of 6,400 made-up tokens cost a request");
+}
+
 #[tokio::test]
 async fn only_registrations_that_are_gone_are_rejected() {
     let authority = Authority::new();
@@ -217,6 +278,25 @@ async fn without_a_token_the_homeserver_is_told_to_come_back_and_google_is_not_p
     assert!(body.get("rejected").is_none());
     assert_eq!(google.tokens.take().len(), 1, "a failure is remembered for some seconds");
     assert!(google.firebase.take().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fault_of_the_operators_settings_is_in_the_log_once_a_minute() {
+    let granted = (200, r#"{"access_token":"t","expires_in":3600}"#);
+    for (token, said) in [(granted, "Firebase does not accept"), ((400, "{}"), "Google gives no token")] {
+        let net = Net::new(1);
+        let (app, _account) = simulated(&net, token, |_| (403, "{}".to_owned()));
+        let door = Door::simulated(&net, vec![app]);
+        let log = Log::begin();
+        for number in 0..4 {
+            let alone = message(json!([device(&format!("registration-{number}"))]));
+            assert_eq!(door.notify(&alone).await.0, StatusCode::BAD_GATEWAY);
+        }
+        assert!(net.take_arrived().len() >= 3, "they were asked several times");
+        let log = log.end();
+        let warnings: Vec<_> = log.lines().filter(|line| line.contains(" WARN ")).collect();
+        assert!(warnings.len() == 1 && warnings[0].contains(said), "{warnings:?}");
+    }
 }
 
 #[test]

@@ -14,6 +14,7 @@ mod apns;
 mod bounds;
 mod fcm;
 mod hostile;
+mod shares;
 mod tries;
 mod unified_push;
 mod web_push;

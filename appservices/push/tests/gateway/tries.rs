@@ -132,3 +132,21 @@ async fn a_name_that_is_not_found_or_a_host_that_is_down_may_come_back() {
         assert_eq!(status, StatusCode::BAD_GATEWAY, "{endpoint}: {body}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn equal_notifications_at_the_same_time_are_delivered_once() {
+    let net = Net::new(1);
+    host(&net, "a.example", "5.5.5.1", &[]);
+    net.weather("5.5.5.1:443", Weather::Fair, Duration::from_secs(2));
+    let door = door(&net);
+    let twice = message(json!([device("https://a.example/"), device("https://a.example/")]));
+    let answers = futures_util::future::join_all((0..5).map(|_| door.notify(&twice))).await;
+    assert!(answers.iter().all(|(status, ..)| *status == StatusCode::OK));
+    assert_eq!(net.take_arrived().len(), 1);
+    // Where the one that was under way fails, one of those that waited for it delivers.
+    host(&net, "b.example", "5.5.5.2", &[(403, None)]);
+    let notification = message(json!([device("https://b.example/")]));
+    let answers = futures_util::future::join_all((0..5).map(|_| door.notify(&notification))).await;
+    let refused = answers.iter().filter(|(status, ..)| *status == StatusCode::BAD_REQUEST).count();
+    assert_eq!((refused, net.take_arrived().len()), (1, 2));
+}

@@ -7,7 +7,7 @@ use push_gateway::settings::{App, Payload};
 use serde_json::{Value, json};
 
 use crate::world::{
-    Authority, Door, KeyFile, Provider, Real, Subscriber, message, vapid, web_app, web_device,
+    Arrived, Authority, Door, KeyFile, Provider, Real, Subscriber, message, vapid, web_app, web_device,
 };
 
 #[tokio::test]
@@ -185,4 +185,39 @@ async fn a_device_that_cannot_be_reached_is_refused_with_its_field() {
         assert_eq!(status, StatusCode::BAD_REQUEST, "{body}");
         assert!(body["error"].as_str().unwrap().contains(word), "{word}: {body}");
     }
+}
+
+#[tokio::test]
+async fn a_topic_tells_the_push_service_neither_the_room_nor_who_shares_it() {
+    let (authority, key) = (Authority::new(), KeyFile::new(5));
+    let service = Provider::start(&authority, "push.example", |_| (201, String::new())).await;
+    let door = Door::real(&authority, vec![web_app("web", &key)]);
+    let mut topics = Vec::new();
+    for (seed, event_id) in [(1, "$a"), (1, "$b"), (2, "$a")] {
+        let endpoint = service.url(&format!("/sub/{seed}"));
+        let mut device = web_device(&Subscriber::new(seed), &endpoint);
+        device["data"]["only_last_per_room"] = json!(true);
+        let mut notification = message(json!([device]));
+        notification["event_id"] = json!(event_id);
+        door.rejected(&notification).await;
+        topics.push(service.one().header("topic").to_owned());
+    }
+    assert_eq!(topics[0], topics[1]);
+    assert_ne!(topics[0], topics[2]);
+}
+
+#[tokio::test]
+async fn nobody_has_the_subscription_of_another_left_alone() {
+    let (authority, key, ann) = (Authority::new(), KeyFile::new(5), Subscriber::new(9));
+    let busy = |arrived: &Arrived| match arrived.path.as_str() {
+        "/attacker" => (503, String::new()),
+        _ => (201, String::new()),
+    };
+    let service = Provider::start_with(&authority, "push.example", busy, &[("retry-after", "3600")]).await;
+    let door = Door::real(&authority, vec![web_app("web", &key)]);
+    // The push key is public, and here it is named with an endpoint that asks to be left alone.
+    let (status, headers, _) =
+        door.notify(&message(json!([web_device(&ann, &service.url("/attacker"))]))).await;
+    assert_eq!((status, headers["retry-after"].to_str().unwrap()), (StatusCode::BAD_GATEWAY, "3600"));
+    assert_eq!(door.rejected(&message(json!([web_device(&ann, &service.url("/real"))]))).await, json!([]));
 }

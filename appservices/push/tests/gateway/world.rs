@@ -25,14 +25,14 @@ use federation::{
 };
 use futures_util::{FutureExt, future::BoxFuture};
 use hkdf::Hkdf;
-use http::{HeaderMap, Request, Response, StatusCode, Version};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
 use p256::{PublicKey, SecretKey, elliptic_curve::sec1::ToSec1Point, pkcs8::EncodePrivateKey};
 use parking_lot::Mutex;
 use push_gateway::{
     Caller, Gateway, NOTIFY_PATH, Settings,
-    ports::{Figures, Ports, Secrets},
+    ports::{Figures, Ports, Secrets, Work},
     settings::{App, Kind},
 };
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
@@ -96,6 +96,23 @@ impl Secrets for Numbers {
     }
 }
 
+/// Tasks of tokio, and work that is done in place, which is counted.
+#[derive(Default)]
+struct Here(AtomicU64);
+
+impl Tasks for Here {
+    fn spawn(&self, task: BoxFuture<'static, ()>) {
+        drop(tokio::spawn(task));
+    }
+}
+
+impl Work for Here {
+    fn run(&self, work: Box<dyn FnOnce() + Send>) -> BoxFuture<'static, ()> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        async move { work() }.boxed()
+    }
+}
+
 /// The figures, counted by kind and outcome.
 #[derive(Clone, Default)]
 pub(crate) struct Counted(Arc<Mutex<BTreeMap<String, u32>>>);
@@ -113,10 +130,56 @@ impl Counted {
     }
 }
 
+/// The log of this thread, all levels, from when it begins until it ends.
+pub(crate) struct Log {
+    written: Arc<Mutex<Vec<u8>>>,
+    logging: tracing::subscriber::DefaultGuard,
+}
+
+impl Log {
+    pub(crate) fn begin() -> Self {
+        let written = Arc::<Mutex<Vec<u8>>>::default();
+        let sink = written.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::TRACE)
+            .with_ansi(false)
+            .with_writer(move || Sink(sink.clone()))
+            .finish();
+        Self { written, logging: tracing::subscriber::set_default(subscriber) }
+    }
+
+    pub(crate) fn end(self) -> String {
+        drop(self.logging);
+        String::from_utf8(self.written.lock().clone()).unwrap()
+    }
+}
+
+struct Sink(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 /// A gateway, as homeservers see it.
 pub(crate) struct Door {
     router: Router,
     pub(crate) figures: Counted,
+    doors: Doors,
+}
+
+/// The doors of a gateway that count how often something passes.
+#[derive(Default)]
+struct Doors {
+    figures: Counted,
+    secrets: Arc<Numbers>,
+    here: Arc<Here>,
 }
 
 impl Door {
@@ -124,27 +187,39 @@ impl Door {
     pub(crate) fn real(authority: &Authority, apps: Vec<App>) -> Self {
         let real = Arc::new(Real);
         let transport = Https::new(&authority.trust(), None, real.clone(), real.clone());
-        Self::over(apps, |figures| Ports {
+        Self::over(apps, |counted| Ports {
             clock: real.clone(),
             randomness: real.clone(),
-            secrets: Arc::new(Numbers::default()),
+            secrets: counted.secrets.clone(),
+            tasks: real.clone(),
+            work: counted.here.clone(),
             resolver: real,
             transport: Arc::new(transport),
             through_proxy: false,
-            figures,
+            figures: Arc::new(counted.figures.clone()),
         })
     }
 
     /// A gateway with these apps in a simulated network.
     pub(crate) fn simulated(net: &Net, apps: Vec<App>) -> Self {
-        Self::over(apps, |figures| ports_of(net, figures))
+        Self::over(apps, |counted| ports_of(net, counted))
     }
 
-    fn over(apps: Vec<App>, ports: impl FnOnce(Arc<dyn Figures>) -> Ports) -> Self {
-        let figures = Counted::default();
+    fn over(apps: Vec<App>, ports: impl FnOnce(&Doors) -> Ports) -> Self {
+        let doors = Doors::default();
         let settings = Settings { networks_allowed: vec!["127.0.0.0/8".to_owned()], apps };
-        let gateway = Gateway::open(&settings, ports(Arc::new(figures.clone()))).unwrap();
-        Self { router: gateway.router(), figures }
+        let gateway = Gateway::open(&settings, ports(&doors)).unwrap();
+        Self { router: gateway.router(), figures: doors.figures.clone(), doors }
+    }
+
+    /// How often something was done off the threads that serve requests.
+    pub(crate) fn worked(&self) -> u64 {
+        self.doors.here.0.load(Ordering::Relaxed)
+    }
+
+    /// How many bytes of secrets were drawn.
+    pub(crate) fn secrets_drawn(&self) -> u64 {
+        self.doors.secrets.0.load(Ordering::Relaxed)
     }
 
     /// Sends a request of any kind.
@@ -179,22 +254,24 @@ impl Door {
     }
 }
 
-fn ports_of(net: &Net, figures: Arc<dyn Figures>) -> Ports {
+fn ports_of(net: &Net, doors: &Doors) -> Ports {
     let net = Arc::new(net.clone());
     Ports {
         clock: net.clone(),
         randomness: net.clone(),
-        secrets: Arc::new(Numbers::default()),
+        secrets: doors.secrets.clone(),
+        tasks: doors.here.clone(),
+        work: doors.here.clone(),
         resolver: net.clone(),
         transport: net,
         through_proxy: false,
-        figures,
+        figures: Arc::new(doors.figures.clone()),
     }
 }
 
 /// Opens a gateway in a simulated network.
 pub(crate) fn open_in(net: &Net, settings: &Settings) -> Result<Gateway, push_gateway::gateway::NotOpened> {
-    Gateway::open(settings, ports_of(net, Arc::new(Counted::default())))
+    Gateway::open(settings, ports_of(net, &Doors::default()))
 }
 
 /// A message in a room, for these devices.
@@ -277,6 +354,16 @@ impl Provider {
         name: &str,
         answer: impl Fn(&Arrived) -> (u16, String) + Clone + Send + 'static,
     ) -> Self {
+        Self::start_with(authority, name, answer, &[]).await
+    }
+
+    /// The same, with these headers in each answer.
+    pub(crate) async fn start_with(
+        authority: &Authority,
+        name: &str,
+        answer: impl Fn(&Arrived) -> (u16, String) + Clone + Send + 'static,
+        headers: &'static [(&'static str, &'static str)],
+    ) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let arrived = Arc::<Mutex<Vec<Arrived>>>::default();
         let provider =
@@ -304,6 +391,9 @@ impl Provider {
                             arrived.lock().push(it);
                             let mut response = Response::new(Body::from(text));
                             *response.status_mut() = StatusCode::from_u16(status).unwrap();
+                            for (name, value) in headers {
+                                response.headers_mut().insert(*name, HeaderValue::from_static(value));
+                            }
                             Ok::<_, Infallible>(response)
                         }
                     });
