@@ -57,7 +57,7 @@ fn fill(index: &Index, progress: &aqueduct::search::index::Progress) -> (u64, f6
                 room: RoomNum(rng.random_range(1..=ROOMS)),
                 event: EventNum(number),
                 edit: None,
-                until: None,
+                later: Vec::new(),
                 order: Order::live(Position::new(number).unwrap()),
                 sent_ms: number * 1_000,
                 kind: TextKind::Body,
@@ -96,11 +96,7 @@ fn searches(c: &mut Criterion) {
     ] {
         let words = Words::parse(term).unwrap();
         let rooms: Vec<_> = (1..=rooms)
-            .map(|room| Scope {
-                room: RoomNum(room),
-                seen: vec![(Position::ZERO, Position::MAX)],
-                edits_upto: None,
-            })
+            .map(|room| Scope { room: RoomNum(room), seen: vec![(Position::ZERO, Position::MAX)] })
             .collect();
         let question = Question {
             words: &words,

@@ -7,6 +7,7 @@ pub mod account_data;
 pub mod check;
 pub mod dehydrated;
 pub mod devices;
+pub mod emails;
 pub mod filters;
 pub mod ignored;
 pub mod interactive;

@@ -1,18 +1,22 @@
 //! The settings: `conduit.toml`, and environment variables over it.
 
 mod bounds;
+mod email;
 mod load;
+mod s3;
 mod sections;
 mod size;
 
 use serde::{Deserialize, Serialize};
 
 pub use bounds::{ROOM_VERSIONS, UPLOAD_BYTES_MAX};
+pub use email::{Email, EmailTls};
 pub use load::{ENVIRONMENT_PREFIX, Problem, list_unknown_variables};
+pub use s3::S3;
 pub use sections::{
-    Bucket, Durability, EncryptNew, Federation, Limits, Listener, Log, LogFormat, Media, Metrics, Outbound,
-    Passwords, Presence, Previews, Registration, RegistrationMode, Rendezvous, RendezvousMode, Retention,
-    Rooms, Search, Server, Storage, Tls,
+    Bucket, Compression, Durability, EncryptNew, Federation, Limits, Listener, Log, LogFormat, Media,
+    Metrics, Outbound, Passwords, Presence, Previews, Registration, RegistrationMode, Rendezvous,
+    RendezvousMode, Retention, Rooms, Search, Server, Storage, Tls,
 };
 pub use size::Size;
 
@@ -45,6 +49,8 @@ pub struct Config {
     pub outbound: Outbound,
     /// The apps that the push gateway delivers to.
     pub push_gateway: push_gateway::Settings,
+    /// The mail server by which users get digests of what they have not read.
+    pub email: Email,
     /// Says whether messages are searched, and what their index may take.
     pub search: Search,
     /// Where files lie that users share, how large they may be, and for how long they are kept.
@@ -72,6 +78,7 @@ impl Default for Config {
             federation: Federation::default(),
             outbound: Outbound::default(),
             push_gateway: push_gateway::Settings::default(),
+            email: Email::default(),
             search: Search::default(),
             media: Media::default(),
             limits: Limits::default(),

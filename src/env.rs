@@ -3,6 +3,7 @@
 //! A real server has [`Env::real`]. A simulated one has [`Env::simulated`]: the clock is tokio's (paused in tests),
 //! randomness comes from a seed, blocking work runs in place, so that a whole server is repeatable.
 
+pub mod dial;
 pub(crate) mod hold;
 pub mod payer;
 pub(crate) mod pool;
@@ -20,6 +21,7 @@ use tracing::{Instrument, Span};
 
 use crate::{
     env::{
+        dial::{Dial, Wire},
         payer::Payers,
         pool::{Full, Pool},
     },
@@ -84,7 +86,8 @@ impl Long {
             // Each transfer that is under way has one call, and a disk that is slow holds up nothing else.
             Self::Media => (16, 4096),
             // A thumbnail may take a hundred megabytes while it is made.
-            Self::Thumbnail => (2, 64),
+            // A page of a room may ask for a hundred new ones, and one that waits takes hardly any memory.
+            Self::Thumbnail => (2, 510),
         }
     }
 
@@ -131,6 +134,8 @@ pub struct Network {
 struct Inner {
     /// The network of a simulated world; the real one is opened with the settings.
     simulated_network: Option<Network>,
+    /// The hosts that the operator names, in a simulated world.
+    simulated_hosts: Option<Arc<dyn Dial>>,
     /// A simulated world began at this time, in milliseconds since the epoch; the real one has none.
     simulated_began_ms: Option<u64>,
     /// The longest that a write of a simulated disk takes.
@@ -175,6 +180,27 @@ impl Env {
         }
     }
 
+    /// A simulated server whose operator names these hosts. It must be called before the doors are shared.
+    pub fn with_hosts(self, hosts: Arc<dyn Dial>) -> Self {
+        match Arc::try_unwrap(self.0) {
+            Ok(inner) => Self(Arc::new(Inner { simulated_hosts: Some(hosts), ..inner })),
+            Err(shared) => {
+                debug_assert!(false, "the doors are shared already");
+                Self(shared)
+            }
+        }
+    }
+
+    /// Connects to a host that the operator names, such as a mail server: it may be at any address. Whoever waits bounds the time.
+    /// Errors: those of the system; `ConnectionRefused` in a simulated world without such hosts.
+    pub async fn dial(&self, host: &str, port: u16) -> std::io::Result<Box<dyn Wire>> {
+        match &self.0.simulated_hosts {
+            Some(hosts) => hosts.dial(host, port).await,
+            None if self.is_simulated() => Err(std::io::ErrorKind::ConnectionRefused.into()),
+            None => dial::over_tcp(host, port).await,
+        }
+    }
+
     /// The network of a simulated world; `None` for the real one, and for a world that has none.
     pub fn simulated_network(&self) -> Option<Network> {
         self.0.simulated_network.clone()
@@ -184,6 +210,7 @@ impl Env {
     fn new(rng: ChaCha20Rng, simulated_began_ms: Option<u64>, disk_takes_max: Duration) -> Self {
         Self(Arc::new(Inner {
             simulated_network: None,
+            simulated_hosts: None,
             simulated_began_ms,
             disk_takes_max,
             began: Instant::now(),

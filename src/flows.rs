@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     accounts::Accounts,
     config::Config,
-    delivery::{gateways::Gateways, servers::Servers},
+    delivery::{gateways::Gateways, mail::Mails, servers::Servers},
     env::Env,
     error::{Error, Result},
     metrics::Metrics,
@@ -107,6 +107,8 @@ pub struct Services {
     pub delivery: Servers,
     /// Tells push gateways what our users are to be notified of.
     pub gateways: Gateways,
+    /// Mails users who are away what they have not read.
+    pub mails: Mails,
     /// The push gateway, where an app is configured for it.
     pub push_gateway: Option<push_gateway::Gateway>,
 }

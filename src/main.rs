@@ -14,7 +14,10 @@ use std::{
 
 use aqueduct::{
     config::{self, Config},
-    flows::operator::operate::{Command as Operation, Outcome},
+    flows::operator::{
+        emails,
+        operate::{Command as Operation, Outcome},
+    },
     server::{self, Stopped, operator},
 };
 use clap::{Args, Parser, Subcommand};
@@ -178,6 +181,33 @@ enum UserCommand {
         /// Also erase the user: their messages are shown redacted to everybody who was not in the room at the time.
         #[arg(long)]
         erase: bool,
+    },
+    /// Add, remove and list the e-mail addresses of an account.
+    #[command(subcommand)]
+    Email(EmailCommand),
+}
+
+/// The commands for e-mail addresses.
+#[derive(Subcommand)]
+enum EmailCommand {
+    /// Add an address, which must be known to be the user's: digests of messages may be sent there.
+    Add {
+        /// A user id, or its part before the colon.
+        name: String,
+        /// The address, as alice@example.org.
+        address: String,
+    },
+    /// Remove an address, and end the digests that are sent there.
+    Remove {
+        /// A user id, or its part before the colon.
+        name: String,
+        /// The address to remove.
+        address: String,
+    },
+    /// List the addresses of an account.
+    List {
+        /// A user id, or its part before the colon.
+        name: String,
     },
 }
 
@@ -387,7 +417,20 @@ fn user_operation(command: &UserCommand) -> Result<Operation, String> {
         UserCommand::Deactivate { name, erase } => {
             Operation::DeactivateUser { name: name.clone(), erase: *erase }
         }
+        UserCommand::Email(command) => Operation::Email(email_operation(command)),
     })
+}
+
+fn email_operation(command: &EmailCommand) -> emails::EmailCommand {
+    match command {
+        EmailCommand::Add { name, address } => {
+            emails::EmailCommand::Add { name: name.clone(), address: address.clone() }
+        }
+        EmailCommand::Remove { name, address } => {
+            emails::EmailCommand::Remove { name: name.clone(), address: address.clone() }
+        }
+        EmailCommand::List { name } => emails::EmailCommand::List { name: name.clone() },
+    }
 }
 
 fn standing(name: &str, locked: Option<bool>, suspended: Option<bool>) -> Operation {
@@ -471,6 +514,7 @@ fn for_programs(outcome: &Outcome) -> Value {
         Outcome::Restored(it) => json!(it),
         Outcome::Explained(it) => json!(it),
         Outcome::Media(it) => json!(it),
+        Outcome::Emails(it) => json!(it),
         Outcome::Checked(it) => json!(it),
         Outcome::Servers(it) => json!(it),
         Outcome::ServerRetried(it) => json!(it),

@@ -108,6 +108,8 @@ struct Inner {
     federation_lag: Gauge<i64, AtomicI64>,
     pushes_sent: Counter,
     pushes_failed: Counter,
+    mails_sent: Counter,
+    mails_failed: Counter,
     pushers: Gauge<i64, AtomicI64>,
     pushers_behind: Gauge<i64, AtomicI64>,
     push_gateway_devices: Family<PushLabels, Counter>,
@@ -160,6 +162,8 @@ impl Metrics {
             federation_lag: Gauge::default(),
             pushes_sent: Counter::default(),
             pushes_failed: Counter::default(),
+            mails_sent: Counter::default(),
+            mails_failed: Counter::default(),
             pushers: Gauge::default(),
             pushers_behind: Gauge::default(),
             push_gateway_devices: Family::default(),
@@ -229,6 +233,12 @@ impl Metrics {
     /// Counts a request to a push gateway, which the gateway took or did not take.
     pub fn pushed(&self, is_taken: bool) {
         let counter = if is_taken { &self.0.pushes_sent } else { &self.0.pushes_failed };
+        counter.inc();
+    }
+
+    /// Counts a mail that the mail server took or did not take.
+    pub fn mailed(&self, is_taken: bool) {
+        let counter = if is_taken { &self.0.mails_sent } else { &self.0.mails_failed };
         counter.inc();
     }
 
@@ -348,6 +358,8 @@ impl Inner {
         );
         r.register("pushes_sent", "Requests that push gateways took", self.pushes_sent.clone());
         r.register("pushes_failed", "Requests that push gateways did not take", self.pushes_failed.clone());
+        r.register("mails_sent", "Mails that the mail server took", self.mails_sent.clone());
+        r.register("mails_failed", "Mails that the mail server did not take", self.mails_failed.clone());
         r.register("pushers", "Pushers that are on", self.pushers.clone());
         r.register(
             "pushers_behind",
@@ -439,6 +451,9 @@ mod tests {
         metrics.servers_waiting(3, 1, 4);
         metrics.pushed(true);
         metrics.pushed(false);
+        metrics.mailed(true);
+        metrics.mailed(false);
+        metrics.mailed(false);
         metrics.pushers(6, 2);
         metrics.gateway_pushed("fcm", "gone");
         let text = metrics.text();
@@ -468,6 +483,8 @@ mod tests {
             "aqueduct_federation_lag_positions 4",
             "aqueduct_pushes_sent_total 1",
             "aqueduct_pushes_failed_total 1",
+            "aqueduct_mails_sent_total 1",
+            "aqueduct_mails_failed_total 2",
             "aqueduct_pushers 6",
             "aqueduct_pushers_behind 2",
             r#"aqueduct_push_gateway_devices_total{kind="fcm",outcome="gone"} 1"#,

@@ -251,6 +251,17 @@ pub fn require_room(read: &(impl Read + ?Sized), id: &RoomId) -> Result<(RoomNum
     Ok((room, row))
 }
 
+/// Lists the rooms that this server is in, rising.
+pub fn list<'r>(
+    read: &'r (impl Read + ?Sized),
+) -> Result<impl Iterator<Item = Result<RoomNum, Fault>> + 'r, Fault> {
+    let rows = schema::ROOM.prefix::<()>(read, (), Direction::Up)?;
+    Ok(rows.filter_map(|row| match row {
+        Ok((room, row)) => row.resident.is_in().then_some(Ok(room)),
+        Err(error) => Some(Err(error)),
+    }))
+}
+
 /// The rules of a room's version. Errors: [`Fault::Corrupt`]; rooms of unknown versions are never stored.
 pub fn rules(room: &RoomRow) -> Result<&'static RoomVersionRules, Fault> {
     versions::find_rules(room.version).ok_or(Fault::Corrupt("a room has an unknown version"))

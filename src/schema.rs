@@ -11,6 +11,7 @@ pub mod relations;
 pub mod accounts;
 pub mod backup;
 pub mod delayed;
+pub mod email;
 mod encoding;
 pub mod encryption;
 pub mod event_types;
@@ -363,6 +364,29 @@ tables! {
     /// The outcome of asking for a page of the web, by the SHA-256 of its URL and the time at which it was asked, in milliseconds
     /// since the epoch.
     230 URL_PREVIEW(([u8; 32], u64) => Json<previews::PreviewRow>) in Notes, Server of "media::preview::rows", local;
+
+    // --- temporary links: 232-233 ---
+
+    /// A temporary link to an item of media, by the SHA-256 of its token.
+    232 MEDIA_LINK([u8; 32] => Json<media::LinkRow>) in Accounts, User of "media::links";
+    /// The links of a user by their ids: the SHA-256 of the token.
+    233 MEDIA_LINK_OF_USER((UserNum, String) => Json<media::Digest>) in Accounts, User of "media::links";
+
+    // --- media that was made smaller: 234-236 ---
+
+    /// The file as its user has uploaded it, by server and media id of the item, which has a smaller one.
+    234 MEDIA_ORIGINAL((String, String) => Json<media::ContentRow>) in Index, Server of "media::items";
+    // --- e-mail: 240-244 ---
+
+    /// An e-mail address of an account, in its canonical form.
+    240 EMAILS((UserNum, String) => Json<email::AddressRow>) in Accounts, User of "accounts::emails";
+    /// The account that has an e-mail address.
+    241 EMAIL_OWNERS(String => UserNum) in Accounts, Server of "accounts::emails";
+    /// A user's wishes for digests by e-mail.
+    242 EMAIL_PREFERENCES(UserNum => Json<email::PreferencesRow>) in Accounts, User of "push::mailboxes";
+    /// The state of a pusher of kind `email`, by user, app id and pushkey. The pusher's own row says whether there is one. Whoever moves
+    /// it expects the row that they read.
+    243 MAILBOXES((UserNum, String, String) => Json<email::MailboxRow>) in Notes, Store of "push::mailboxes";
 }
 
 /// Lists all tables, those of the store included.

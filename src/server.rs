@@ -23,7 +23,7 @@ use crate::{
     accounts::Accounts,
     api,
     config::Config,
-    delivery::{gateways::Gateways, servers::Servers},
+    delivery::{gateways::Gateways, mail::Mails, servers::Servers},
     env::Env,
     error::Result,
     flows::{
@@ -95,12 +95,20 @@ impl Server {
             remote.client.clone(),
             config.server.name.clone(),
         );
-        let gateways =
-            Gateways::new(env.clone(), store.clone(), metrics.clone(), push.clone(), remote.web.clone());
+        let mails = Mails::open(&config, &env, &store, &metrics, &push)?;
+        let gateways = Gateways::new(
+            env.clone(),
+            store.clone(),
+            metrics.clone(),
+            push.clone(),
+            remote.web.clone(),
+            mails.clone(),
+        );
         let limits = RateLimits::new(env.clone(), &config.limits);
         let push_gateway = gateway::open(&config, &env, &metrics)?;
         let searching = Searching::open(&config.search, &env, &store, &config.server.data_dir);
-        let media = Media::new(&config);
+        let bucket = remote::ports::open_to_bucket(&config, &env)?;
+        let media = Media::new(&config, &env, bucket)?;
         let previews = Previews::new(&config);
         let app = App::new(Services {
             env,
@@ -131,6 +139,7 @@ impl Server {
             previews,
             delivery,
             gateways,
+            mails,
             push_gateway,
         });
         let (woken, flushed) = (app.clone(), app.clone());

@@ -25,6 +25,11 @@ pub(crate) struct Fixture {
 impl Fixture {
     /// Over the store in this directory.
     pub(crate) fn open(path: &Path, durability: Durability) -> Self {
+        Self::open_with(path, durability, |_| {})
+    }
+
+    /// The same, with further settings.
+    pub(crate) fn open_with(path: &Path, durability: Durability, set: impl FnOnce(&mut Config)) -> Self {
         let mut config = Config::default();
         config.server.name = "bench.example".try_into().unwrap();
         config.registration.mode = RegistrationMode::Open;
@@ -32,6 +37,7 @@ impl Fixture {
         config.passwords.argon2_iterations = 1;
         config.limits.rate_limits = false;
         config.search.enabled = false;
+        set(&mut config);
         let store = Store::open(Engine::Rocks(Rocks::open(path, 256 << 20).unwrap()), durability).unwrap();
         Self {
             server: Arc::new(

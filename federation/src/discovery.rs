@@ -9,7 +9,7 @@ mod freshness;
 mod hosts;
 mod name;
 mod remembered;
-mod services;
+pub(crate) mod services;
 #[cfg(test)]
 mod tests;
 mod walk;

@@ -13,7 +13,7 @@ use http::{HeaderMap, Request, Response};
 use url::Url;
 
 use crate::{
-    discovery::{Hosts, NotFound},
+    discovery::{Hosts, NotFound, services},
     guard::Guard,
     json::Memory,
     ports::{Body, NotSent, Resolver, Transport},
@@ -33,6 +33,18 @@ pub enum NotAsked {
     /// The URL holds what no request can say.
     #[error("the URL cannot be asked for")]
     BadUrl,
+}
+
+/// Whether a URL names something that can be asked for at all: a host that DNS can know, or an address, and nobody's name or password.
+pub fn can_be_asked(url: &Url) -> bool {
+    let is_host = url.host().is_some_and(|host| match host {
+        url::Host::Domain(name) => {
+            let labels = name.strip_suffix('.').unwrap_or(name);
+            services::is_host(name) && labels.split('.').all(|label| !label.is_empty())
+        }
+        url::Host::Ipv4(_) | url::Host::Ipv6(_) => true,
+    });
+    is_host && url.port() != Some(0) && url.username().is_empty() && url.password().is_none()
 }
 
 /// At most this many bytes of answers that are read here are in memory at once.
@@ -62,11 +74,17 @@ impl Web {
     /// Asks for the URL, whose scheme is `https` or `http`, with these headers and `Host`. The answer is the first one: no redirect
     /// is followed. Whoever waits bounds the time and what is read of the body. Errors: [`NotAsked`].
     pub async fn get(&self, url: &Url, headers: HeaderMap) -> Result<Response<Body>, NotAsked> {
+        let mut request = Request::new(Bytes::new());
+        *request.headers_mut() = headers;
+        self.send(url, request).await
+    }
+
+    /// Sends any request to the URL, in place of the one that it names: its method, headers and body. Otherwise like [`Web::get`].
+    pub async fn send(&self, url: &Url, mut request: Request<Bytes>) -> Result<Response<Body>, NotAsked> {
         let target = self.hosts.find_url(url).await?;
         let path =
             url.query().map_or_else(|| url.path().to_owned(), |query| format!("{}?{query}", url.path()));
-        let mut request = Request::get(path).body(Bytes::new()).map_err(|_| NotAsked::BadUrl)?;
-        *request.headers_mut() = headers;
+        *request.uri_mut() = path.parse().map_err(|_| NotAsked::BadUrl)?;
         Ok(self.transport.send(target, request).await?)
     }
 }

@@ -78,7 +78,27 @@ pub fn checks() -> Vec<RowCheck> {
     .chain(devices())
     .chain(account_data())
     .chain(subscriptions())
+    .chain(emails())
     .collect()
+}
+
+fn emails() -> [RowCheck; 2] {
+    [
+        RowCheck::of(&schema::EMAILS, |read, (user, address), _, doubts| {
+            let owner = schema::EMAIL_OWNERS.get(read, address)?;
+            doubts.unless(owner == Some(*user), "`EMAIL_OWNERS` does not name its account");
+            let is_canonical = super::emails::canonical(address).is_ok_and(|it| it == *address);
+            doubts.unless(is_canonical, "it is no e-mail address in its canonical form");
+            let live = super::users::find(read, *user)?.filter(|account| !account.is_deactivated);
+            doubts.unless(live.is_some(), "its account is gone");
+            Ok(())
+        }),
+        RowCheck::of(&schema::EMAIL_OWNERS, |read, address, user, doubts| {
+            let has = schema::EMAILS.contains(read, (*user, address.as_str()))?;
+            doubts.unless(has, "the account has no such e-mail address");
+            Ok(())
+        }),
+    ]
 }
 
 fn subscriptions() -> [RowCheck; 3] {

@@ -26,7 +26,9 @@ pub const AVATAR_URL_BYTES_MAX: usize = 1_000;
 const FIELD_OVERHEAD: usize = 4;
 
 /// The fields that are shown with each membership of the user.
-const SHOWN_IN_ROOMS: [&str; 2] = ["displayname", "avatar_url"];
+const SHOWN_IN_ROOMS: [&str; 2] = ["displayname", AVATAR_URL];
+/// The field of the avatar's address.
+const AVATAR_URL: &str = "avatar_url";
 
 /// Whether the field is shown with each membership of the user.
 pub fn is_shown_in_rooms(field: &str) -> bool {
@@ -53,6 +55,18 @@ pub fn read(read: &(impl Read + ?Sized), user: UserNum) -> Result<Map<String, Va
         profile.insert(field, parse(&value)?);
     }
     Ok(profile)
+}
+
+/// Lists the addresses of all users' avatars.
+pub fn list_avatars<'r>(
+    read: &'r (impl Read + ?Sized),
+) -> Result<impl Iterator<Item = Result<String, Fault>> + 'r, Fault> {
+    let rows = schema::PROFILES.prefix::<()>(read, (), Direction::Up)?;
+    Ok(rows.filter_map(|row| match row {
+        Ok(((_, field), value)) if field == AVATAR_URL => serde_json::from_slice(&value).ok().map(Ok),
+        Ok(_) => None,
+        Err(error) => Some(Err(error)),
+    }))
 }
 
 fn parse(value: &[u8]) -> Result<Value, Fault> {

@@ -130,8 +130,11 @@ mod tests {
     /// guest's client needs to sync and to end: capabilities, filters, versions, logging out.
     #[test]
     fn guests_may_call_what_is_listed_and_nothing_else() {
-        const ALLOWED: [&str; 30] = [
+        const ALLOWED: [&str; 33] = [
             "DELETE /_matrix/client/v3/profile/{}/{}",
+            "GET /_matrix/client/v1/media/download/{}/{}",
+            "GET /_matrix/client/v1/media/download/{}/{}/{}",
+            "GET /_matrix/client/v1/media/thumbnail/{}/{}",
             "GET /_matrix/client/v3/account/whoami",
             "GET /_matrix/client/v3/capabilities",
             "GET /_matrix/client/v3/devices",

@@ -160,7 +160,7 @@ impl<E: Endpoint + 'static> Asked for Raw<E> {
     type Endpoint = E;
 
     fn read(parts: Parts, path: Vec<String>, body: Content) -> Result<Self> {
-        Ok(Self::new(path, parts.headers, parts.uri, body))
+        Ok(Self::new(path, parts, body))
     }
 }
 

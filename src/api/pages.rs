@@ -11,10 +11,14 @@ use crate::{
         raw::{self, Raw},
         reply::Page,
     },
+    delivery::mail::escaped,
     error::{Refusal, Result},
     flows::{
         App,
-        account::confirm::{self, Shown},
+        account::{
+            confirm::{self, Shown},
+            pushers,
+        },
         limits::Limit,
     },
 };
@@ -24,6 +28,8 @@ pub(crate) fn routes(r: &mut Routes) {
     r.public(show_stage).unlimited();
     // Each request may be a guess at a token, so that it counts as a registration.
     r.public(take_stage).limit(Limit::Register).body(Body::Raw(4 * KIB));
+    r.public(ask_unsubscribe).unlimited();
+    r.public(unsubscribe).limit(Limit::Register).body(Body::Raw(4 * KIB));
 }
 
 /// The page at the server's own address.
@@ -66,6 +72,35 @@ impl Endpoint for TakeStage {
 
     fn paths() -> Vec<&'static str> {
         vec![FALLBACK]
+    }
+}
+
+/// The link in each digest that is mailed leads here. Programs of mail only look at it, so that nothing happens before the button is pressed.
+const UNSUBSCRIBE: &str = "/_aqueduct/client/v1/unsubscribe";
+
+/// The page that asks whether digests are to stop.
+pub(crate) struct AskUnsubscribe;
+
+impl Endpoint for AskUnsubscribe {
+    fn method() -> Method {
+        Method::GET
+    }
+
+    fn paths() -> Vec<&'static str> {
+        vec![UNSUBSCRIBE]
+    }
+}
+
+/// The form that such a page sends, and the request of a program of mail with a button of its own (RFC 8058).
+pub(crate) struct Unsubscribe;
+
+impl Endpoint for Unsubscribe {
+    fn method() -> Method {
+        Method::POST
+    }
+
+    fn paths() -> Vec<&'static str> {
+        vec![UNSUBSCRIBE]
     }
 }
 
@@ -118,6 +153,36 @@ pub(crate) async fn take_stage(app: App, public: Public<Raw<TakeStage>>) -> Resu
     Ok(Page { html: page("Authentication", done), has_script: true })
 }
 
+/// `GET /_aqueduct/client/v1/unsubscribe`
+pub(crate) async fn ask_unsubscribe(_app: App, public: Public<Raw<AskUnsubscribe>>) -> Result<Page> {
+    let token = public.request.query("token").unwrap_or_default();
+    let (action, token) = (attribute("action", UNSUBSCRIBE), attribute("value", &token));
+    let text = format!(
+        "<p>Do you want no more mails about what you have not read?</p>\n\
+         <form method=\"post\" {action}>\n\
+         <input type=\"hidden\" name=\"token\" {token}>\n\
+         <p><button>Stop these mails</button></p>\n\
+         </form>"
+    );
+    Ok(Page { html: page("Notifications by e-mail", &text), has_script: false })
+}
+
+/// `POST /_aqueduct/client/v1/unsubscribe`
+///
+/// The token may stand in the query, because programs of mail post to the link as it is.
+pub(crate) async fn unsubscribe(app: App, public: Public<Raw<Unsubscribe>>) -> Result<Page> {
+    let sent = raw::form(&public.request.bytes);
+    let of_form = sent.into_iter().find_map(|(key, value)| (key == "token").then_some(value));
+    let token = of_form.or_else(|| public.request.query("token")).unwrap_or_default();
+    let is_done = pushers::unsubscribe(&app, token).await?;
+    let text = if is_done {
+        "<p>Done. No more mails about what you have not read are sent to this address. You can have them again by the settings of your app.</p>"
+    } else {
+        "<p role=\"alert\">This link has stopped its mails already, or is not complete.</p>"
+    };
+    Ok(Page { html: page("Notifications by e-mail", text), has_script: false })
+}
+
 /// The stage of this name. Errors: 404 `M_NOT_FOUND` for one that this server never asks for.
 fn stage(name: &str) -> Result<AuthType> {
     match AuthType::from(name) {
@@ -167,20 +232,4 @@ fn page(title: &str, text: &str) -> String {
          <style>body {{ font: 1rem/1.5 sans-serif; max-width: 36rem; margin: 4rem auto; padding: 0 1rem }}</style>\n\
          </head>\n<body>\n{text}\n</body>\n</html>\n"
     )
-}
-
-/// Escapes text for HTML, so that it can also stand between quotes.
-fn escaped(text: &str) -> String {
-    let mut html = String::with_capacity(text.len());
-    for character in text.chars() {
-        match character {
-            '&' => html.push_str("&amp;"),
-            '<' => html.push_str("&lt;"),
-            '>' => html.push_str("&gt;"),
-            '"' => html.push_str("&quot;"),
-            '\'' => html.push_str("&#39;"),
-            other => html.push(other),
-        }
-    }
-    html
 }

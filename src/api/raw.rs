@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 
 use axum::{body::Body, extract::Query};
 use bytes::Bytes;
-use http::{HeaderMap, Uri};
+use http::{HeaderMap, Method, Uri, Version, request::Parts};
 use ruma::{
     IdParseError,
     api::{IncomingRequest, error::FromHttpRequestError},
@@ -38,16 +38,21 @@ pub struct Raw<E> {
     pub bytes: Bytes,
     /// The body of a route that receives it part by part.
     pub stream: Body,
+    /// The method that was sent: a request for the header fields alone says so.
+    pub method: Method,
     /// The header fields that were sent.
     pub headers: HeaderMap,
+    /// The version of HTTP in which the request came.
+    pub version: Version,
     uri: Uri,
     endpoint: PhantomData<fn() -> E>,
 }
 
 impl<E> Raw<E> {
-    pub(crate) fn new(path: Vec<String>, headers: HeaderMap, uri: Uri, content: Content) -> Self {
+    pub(crate) fn new(path: Vec<String>, parts: Parts, content: Content) -> Self {
         let Content { json: body, raw: bytes, stream } = content;
-        Self { path, body, bytes, stream, headers, uri, endpoint: PhantomData }
+        let Parts { method, headers, uri, version, .. } = parts;
+        Self { path, body, bytes, stream, method, headers, version, uri, endpoint: PhantomData }
     }
 
     /// The parameter of the path at this index; empty if there is none. The handler knows how many its endpoint has.

@@ -4,9 +4,10 @@ use std::net::SocketAddr;
 
 use federation::{guard::parse_network, transport::Proxy};
 use http::Uri;
+use lettre::message::Mailbox;
 use ruma::RoomVersionId;
 
-use crate::config::{Bucket, Config, Size};
+use crate::config::{Bucket, Config, EmailTls, Size};
 
 /// A setting that is wrong, and what it should be.
 type Wrong = (String, String);
@@ -48,6 +49,7 @@ pub(super) fn require_all(config: &Config) -> Result<(), Wrong> {
     })?;
     federation(config)?;
     config.push_gateway.check().map_err(|(key, why)| (format!("push_gateway.{key}"), why))?;
+    email(config)?;
     let search = &config.search;
     require(
         (Size::mib(16)..=Size::mib(2048)).contains(&search.writer_bytes_max),
@@ -130,6 +132,43 @@ fn federation(config: &Config) -> Result<(), Wrong> {
     })
 }
 
+fn email(config: &Config) -> Result<(), Wrong> {
+    let it = &config.email;
+    require((5..=600).contains(&it.timeout_s), "email.timeout_s", || "expected 5 to 600 seconds".into())?;
+    require((1..=86_400).contains(&it.delay_s), "email.delay_s", || "expected 1 to 86400 seconds".into())?;
+    require(it.port > 0, "email.port", || "expected 1 to 65535".into())?;
+    let is_of_host = |it: u8| it.is_ascii_alphanumeric() || b".-_:".contains(&it);
+    require(it.host.len() <= 253 && it.host.bytes().all(is_of_host), "email.host", || {
+        format!("expected the name of a host such as \"mail.example.org\", or nothing; found {:?}", it.host)
+    })?;
+    let has_password = !it.password.is_empty() || !it.password_file.as_os_str().is_empty();
+    require(
+        it.password.is_empty() || it.password_file.as_os_str().is_empty(),
+        "email.password_file",
+        || "email.password is set already: expected only one of them".into(),
+    )?;
+    let file = &it.password_file;
+    require(file.as_os_str().is_empty() || file.is_file(), "email.password_file", || {
+        format!("expected a file with a password; there is no file {}", file.display())
+    })?;
+    require(has_password != it.user.is_empty(), "email.user", || {
+        "expected a user beside a password, or neither of them".into()
+    })?;
+    require(it.user.is_empty() || it.tls != EmailTls::None, "email.tls", || {
+        "expected starttls or tls beside email.user: without it everybody on the way reads the password"
+            .into()
+    })?;
+    // A sender is asked for only where mails are sent at all.
+    let is_sender = it.from.parse::<Mailbox>().is_ok_and(|from| {
+        let domain = from.email.domain();
+        it.from.bytes().all(|it| (b' '..=b'~').contains(&it))
+            && (domain.contains('.') || domain == "localhost")
+    });
+    require(it.host.is_empty() || is_sender, "email.from", || {
+        format!("expected a sender such as \"Example <noreply@example.org>\"; found {:?}", it.from)
+    })
+}
+
 /// The largest upload that can be allowed.
 pub const UPLOAD_BYTES_MAX: Size = Size::mib(16 << 10);
 
@@ -149,6 +188,13 @@ fn media(config: &Config) -> Result<(), Wrong> {
         "expected 1 to 720".into()
     })?;
     previews(config)?;
+    let compression = &it.compression;
+    require((1..=100).contains(&compression.jpeg_quality), "media.compression.jpeg_quality", || {
+        "expected 1 to 100".into()
+    })?;
+    let is_side = compression.side_max == 0 || (64..=65_535).contains(&compression.side_max);
+    require(is_side, "media.compression.side_max", || "expected 0, or 64 to 65535".into())?;
+    s3(config)?;
     // Each pixel takes four bytes while a thumbnail is made, and there may be two at once.
     require((10_000..=400_000_000).contains(&it.thumbnail_pixels_max), "media.thumbnail_pixels_max", || {
         "expected 10000 to 400000000".into()
@@ -173,6 +219,61 @@ fn previews(config: &Config) -> Result<(), Wrong> {
         (1..=200).contains(&languages.len()) && languages.bytes().all(|it| (b' '..=b'~').contains(&it));
     require(is_field, "media.previews.accept_language", || {
         format!("expected languages such as \"en\" or \"de, en;q=0.5\"; found {languages:?}")
+    })
+}
+
+fn s3(config: &Config) -> Result<(), Wrong> {
+    let it = &config.media.s3;
+    if !it.is_used() {
+        return Ok(());
+    }
+    let is_name =
+        |text: &str, others: &[u8]| text.bytes().all(|it| it.is_ascii_alphanumeric() || others.contains(&it));
+    let is_bucket = (3..=63).contains(&it.bucket.len()) && is_name(&it.bucket, b"-._");
+    require(is_bucket, "media.s3.bucket", || {
+        format!(
+            "expected the name of a bucket, of 3 to 63 letters, digits, \"-\", \".\" and \"_\"; found {:?}",
+            it.bucket
+        )
+    })?;
+    require(!it.region.is_empty() && is_name(&it.region, b"-"), "media.s3.region", || {
+        format!("expected the name of a region such as \"us-east-1\"; found {:?}", it.region)
+    })?;
+    let is_prefix = it.prefix.len() <= 200
+        && is_name(&it.prefix, b"-._/")
+        && (it.prefix.is_empty() || it.prefix.split('/').all(|part| !matches!(part, "" | "." | "..")));
+    require(is_prefix, "media.s3.prefix", || {
+        format!(
+            "expected names with \"/\" between them, as \"aqueduct/media\", or nothing; found {:?}",
+            it.prefix
+        )
+    })?;
+    for (key, url, text) in [
+        ("media.s3.endpoint", it.bucket_url(), &it.endpoint),
+        ("media.s3.redirect_endpoint", it.redirect_url(), &it.redirect_endpoint),
+    ] {
+        require(url.is_some(), key, || {
+            format!("expected a URL such as \"https://s3.example.org\", or nothing; found {text:?}")
+        })?;
+    }
+    require(!it.access_key_id.is_empty(), "media.s3.access_key_id", || {
+        "expected the id of the key with which requests to the bucket are signed".into()
+    })?;
+    let (secret, file) = (&it.secret_access_key, &it.secret_access_key_file);
+    let one = secret.is_empty() != file.as_os_str().is_empty();
+    require(one, "media.s3.secret_access_key", || {
+        "expected the secret of the key here or in secret_access_key_file, and not in both".into()
+    })?;
+    for (key, file) in
+        [("media.s3.secret_access_key_file", file), ("media.s3.trusted_ca_file", &it.trusted_ca_file)]
+    {
+        require(file.as_os_str().is_empty() || file.is_file(), key, || {
+            format!("expected a file; there is no file {}", file.display())
+        })?;
+    }
+    // A file that has moved stays at its former place for thirty minutes.
+    require((10..=1_200).contains(&it.redirect_lifetime_s), "media.s3.redirect_lifetime_s", || {
+        "expected 10 to 1200 seconds".into()
     })
 }
 

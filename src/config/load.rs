@@ -301,6 +301,32 @@ mod tests {
                 "line 2, media.previews.accept_language: ",
                 "en;q=0.5",
             ),
+            ("[media.s3]\nbucket = \"x\"\n", "conduit.toml, line 2, media.s3.bucket: ", "3 to 63"),
+            (
+                "[media.s3]\nbucket = \"files\"\n",
+                "conduit.toml, line 1, media.s3.access_key_id: ",
+                "the id of the key",
+            ),
+            (
+                "[media.s3]\nbucket = \"files\"\naccess_key_id = \"a\"\n",
+                "conduit.toml, line 1, media.s3.secret_access_key: ",
+                "secret_access_key_file",
+            ),
+            (
+                "[media.s3]\nbucket = \"files\"\nendpoint = \"s3.example\"\n",
+                "conduit.toml, line 3, media.s3.endpoint: ",
+                "https://s3.example.org",
+            ),
+            (
+                "[media.s3]\nbucket = \"files\"\nprefix = \"/a\"\n",
+                "conduit.toml, line 3, media.s3.prefix: ",
+                "aqueduct/media",
+            ),
+            (
+                "[media.s3]\nbucket = \"files\"\naccess_key_id = \"a\"\nsecret_access_key = \"b\"\nredirect_lifetime_s = 9\n",
+                "conduit.toml, line 5, media.s3.redirect_lifetime_s: ",
+                "10 to 1200",
+            ),
             (
                 "[push_gateway]\nnetworks_allowed = [\"10/8\"]\n",
                 "conduit.toml, line 2, push_gateway.networks_allowed: ",
@@ -320,6 +346,22 @@ mod tests {
                 "[[push_gateway.app]]\nid = \"a\"\nkind = \"fcm\"\nservice_account_file = \"/none\"\n",
                 "conduit.toml, line 4, push_gateway.app.0.service_account_file: ",
                 "there is no file",
+            ),
+            ("[email]\nhost = \"mail.a.example\"\n", "email.from: ", "noreply@example.org"),
+            ("[email]\nhost = \"a b\"\n", "conduit.toml, line 2, email.host: ", "mail.example.org"),
+            ("[email]\ndelay_s = 0\n", "conduit.toml, line 2, email.delay_s: ", "1 to 86400"),
+            ("[email]\ntimeout_s = 4\n", "conduit.toml, line 2, email.timeout_s: ", "5 to 600"),
+            ("[email]\nport = 0\n", "conduit.toml, line 2, email.port: ", "1 to 65535"),
+            ("[email]\nuser = \"a\"\n", "conduit.toml, line 2, email.user: ", "a user beside a password"),
+            (
+                "[email]\npassword_file = \"/none\"\n",
+                "conduit.toml, line 2, email.password_file: ",
+                "there is no file",
+            ),
+            (
+                "[email]\nuser = \"a\"\npassword = \"b\"\ntls = \"none\"\n",
+                "conduit.toml, line 4, email.tls: ",
+                "starttls or tls",
             ),
             ("[search]\ndelay_ms = 9\n", "conduit.toml, line 2, search.delay_ms: ", "10 to 3600000"),
             ("[search]\n\ndelay_ms = 3600001\n", "conduit.toml, line 3, search.delay_ms: ", "10 to 3600000"),
@@ -397,6 +439,28 @@ mod tests {
         ] {
             let problem = parse(text).unwrap_err();
             assert!(problem.contains(words), "{problem}");
+        }
+    }
+
+    #[test]
+    fn a_mail_server_has_a_sender_and_its_password_is_not_shown() {
+        let text = "[email]\nhost = \"127.0.0.1\"\nfrom = \"Example <noreply@example.org>\"\nuser = \"a\"\npassword = \"secret\"\n";
+        let email = parse(text).unwrap().email;
+        assert_eq!((email.port, email.tls), (587, crate::config::EmailTls::Starttls));
+        assert!(!format!("{email:?}").contains("secret"), "{email:?}");
+        for from in ["noreply@localhost", "\\\"A, B\\\" <noreply@example.org>"] {
+            let text = format!("[email]\nhost = \"::1\"\nfrom = \"{from}\"\ntls = \"none\"\nport = 25\n");
+            assert!(parse(&text).is_ok(), "{:?}", parse(&text).err());
+        }
+        for from in [
+            "noreply",
+            "<noreply@example.org",
+            "noreply@example",
+            "no\\nreply@example.org",
+            "n\u{f6}@example.org",
+        ] {
+            let problem = parse(&format!("[email]\nhost = \"mail\"\nfrom = \"{from}\"\n")).unwrap_err();
+            assert!(problem.contains("email.from: "), "{problem}");
         }
     }
 

@@ -9,7 +9,7 @@ use std::{
 use ruma::{OwnedServerName, RoomVersionId};
 use serde::{Deserialize, Serialize};
 
-use crate::config::Size;
+use crate::config::{S3, Size};
 
 /// `[server]`: who this server is.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
@@ -295,6 +295,30 @@ pub struct Media {
     pub remote_kept_days: u32,
     /// Whether this server looks at pages of the web for its users, and at which.
     pub previews: Previews,
+    /// Whether images that users upload become smaller files.
+    pub compression: Compression,
+    /// The bucket in which files lie in place of the disk.
+    pub s3: S3,
+}
+
+/// `[media.compression]`: how images that users of this server upload become smaller files.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Compression {
+    /// Whether images become smaller at all.
+    pub images: bool,
+    /// The quality of JPEG files, from 1 to 100.
+    pub jpeg_quality: u8,
+    /// The longer side has at most this many pixels; 0 for as many as it had.
+    pub side_max: u32,
+    /// Whether the file that was uploaded is kept, too, for operators.
+    pub keep_original: bool,
+}
+
+impl Default for Compression {
+    fn default() -> Self {
+        Self { images: false, jpeg_quality: 85, side_max: 4096, keep_original: true }
+    }
 }
 
 /// `[media.previews]`: the previews of URLs that clients ask for.
@@ -481,6 +505,8 @@ impl Default for Media {
             local_kept_days: 0,
             remote_kept_days: 0,
             previews: Previews::default(),
+            compression: Compression::default(),
+            s3: S3::default(),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Push gateways are told what our users are to be notified of (push gateway API).
 //!
-//! One reader follows the log ([`reader`]) and offers to each pusher whatever may concern its user ([`board`]). Pushers get turns
+//! One reader follows the log ([`reader`]) and offers to each pusher whatever may concern its user ([`board`]); it also says for whom there
+//! may be something to mail (`delivery/mail.rs`). Pushers get turns
 //! ([`send`]) in lines in which a gateway that hangs holds up no other ([`lines`]); what is sent is decided just before
 //! (`push/plan.rs`). All of that is memory: a pusher has a row that says how far it has come, and the reader's cursor stands
 //! before all that waits in memory alone. A pusher whose gateway does not take something is marked as behind, and is told the newest
@@ -20,9 +21,12 @@ use tokio::sync::{Notify, watch};
 
 use crate::{
     accounts::users,
-    delivery::gateways::{
-        board::Board,
-        shared::{READER, Shared, list_stored},
+    delivery::{
+        gateways::{
+            board::Board,
+            shared::{READER, Shared, list_stored},
+        },
+        mail::{Accounts, Mailboxes, Mails},
     },
     env::Env,
     error::Result,
@@ -45,16 +49,22 @@ pub struct Gateways(Arc<Shared>);
 
 impl Gateways {
     /// A handle that does nothing yet: [`Gateways::start`] begins.
-    pub fn new(env: Env, store: Store, metrics: Metrics, push: Push, web: Web) -> Self {
+    pub fn new(env: Env, store: Store, metrics: Metrics, push: Push, web: Web, mails: Mails) -> Self {
         let (board, turns) = (Mutex::default(), Notify::new());
-        Self(Arc::new(Shared { env, store, metrics, push, web, board, turns }))
+        Self(Arc::new(Shared { env, store, metrics, push, web, mails, board, turns }))
     }
 
-    /// Begins to tell gateways, from where the last run ended. `written` says that the log has grown. Only the node that leads calls
-    /// this, before anybody sets a pusher.
-    pub fn start(&self, written: watch::Receiver<()>, owners: Arc<dyn Owners>) -> Result<()> {
+    /// Begins to tell gateways, from where the last run ended, and those who are mailed. `written` says that the log has grown. Only the
+    /// node that leads calls this, before anybody sets a pusher.
+    pub fn start(
+        &self,
+        written: watch::Receiver<()>,
+        owners: Arc<dyn Owners>,
+        accounts: Arc<dyn Accounts>,
+    ) -> Result<()> {
         self.restore()?;
         let shared = &self.0;
+        shared.mails.start(accounts);
         shared.env.spawn(send::give_turns(Arc::clone(shared), owners));
         shared.env.spawn(reader::follow(Arc::clone(shared), written));
         Ok(())
@@ -89,8 +99,10 @@ impl Gateways {
         let mut board = Board::of_log(read);
         for user in pushers::list_users(&view)? {
             let account = users::find(&view, user)?;
+            let user_id = account.map(|account| account.user_id);
             let stored = list_stored(&view, user)?;
-            board.reload(user, account.map(|account| account.user_id), stored, now_ms);
+            shared.mails.reload(user, user_id.clone(), Mailboxes::list(&view, user)?);
+            board.reload(user, user_id, stored, now_ms);
         }
         *shared.board.lock() = board;
         Ok(())

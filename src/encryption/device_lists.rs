@@ -208,6 +208,13 @@ pub fn list_changes(
     Ok(rows.map(|row| row.map(|(_, user_id)| user_id)))
 }
 
+/// Lists the users whose devices or keys changed last, at or before a position, the newest change first; at most `count`.
+pub fn list_latest(read: &(impl Read + ?Sized), upto: Position, count: usize) -> Result<Vec<String>, Fault> {
+    let high = Bound::Included(upto);
+    let rows = schema::DEVICE_LOG.range::<Position>(read, Bound::Unbounded, high, Direction::Down)?;
+    rows.take(count).map(|row| row.map(|(_, user_id)| user_id)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use ruma::OwnedUserId;

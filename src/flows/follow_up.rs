@@ -13,7 +13,7 @@ use crate::{
         commit,
         jobs::{self, cancel, come_back, unless_fired},
         media, membership,
-        remote::{late, left_out, payers, rest_of_state},
+        remote::{cut_off, late, left_out, payers, rest_of_state},
         room::{
             delayed, expire,
             ingest::{reunite, sticky, sweep},
@@ -65,9 +65,11 @@ async fn carry_out_of_kind(app: &App, timer: &Timer) -> Result<()> {
             media::tend::tend_blob(app, (digest, generation), timer).await
         }
         Job::EndUnused { user, id } => media::tend::end_unused(app, user, id, timer).await,
+        Job::EndLink { user, id } => media::link::end(app, user, id, timer).await,
         Job::ForgetMedia { user } => media::tend::forget_all(app, user, timer).await,
         Job::TendMedia { after } => media::tend::tend_media(app, after, timer).await,
         Job::LeaveAgain { user, left } => leave_again(app, user, left, timer).await,
+        Job::EndJoin { user, left } => cut_off::attend(app, user, left, timer).await,
         Job::ForgetEnded { room, user, number } => forget_ended(app, room, (user, number), timer).await,
         Job::AbandonRoom { user, room } => abandon_room(app, user, room, timer.clone()).await,
         Job::SweepDevices { user } => {

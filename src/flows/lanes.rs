@@ -22,7 +22,7 @@ use crate::{
 pub(crate) const SLOW_AFTER: Duration = Duration::from_secs(10);
 /// Work waits at most this long for a place in the quick lane.
 const WAITS_MAX: Duration = Duration::from_secs(60);
-/// At most this much work waits for a place of one kind, in memory.
+/// At most this much work waits for a place of one kind, in memory, unless the kind may have more.
 const WAITING_MAX: usize = 1_000;
 /// It takes at least this many payers to have as much wait.
 const WAITING_PAYERS_MIN: usize = 16;
@@ -62,6 +62,16 @@ impl Lanes {
             slow: Slow::new(slow),
             slow_after: SLOW_AFTER,
         }
+    }
+
+    /// Lets so much work wait for a place.
+    pub(crate) fn with_waiting(self, count: usize) -> Self {
+        Self { waiting: Places::new(count, WAITING_PAYERS_MIN), ..self }
+    }
+
+    /// Lets a payer have at most so much slow work.
+    pub(crate) fn with_slow_of_payer(self, count: usize) -> Self {
+        Self { slow: Slow::of_each(self.slow.0.count, count), ..self }
     }
 
     /// Counts work as slow that has held its place for this long.
@@ -110,6 +120,7 @@ struct Slow(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     count: usize,
+    of_payer_max: usize,
     held: Mutex<Held>,
 }
 
@@ -130,13 +141,22 @@ struct SlowPlace {
 
 impl Slow {
     fn new(count: usize) -> Self {
-        Self(Arc::new(Inner { count, held: Mutex::default() }))
+        Self::of_each(count, count)
+    }
+
+    /// Makes so many places, of which a payer has at most so many.
+    fn of_each(count: usize, of_payer_max: usize) -> Self {
+        Self(Arc::new(Inner { count, of_payer_max, held: Mutex::default() }))
     }
 
     /// Takes a place for these payers; `None` where all are taken and nobody has many more than they would have. Whoever pays first
     /// counts alone: names of servers are cheap.
     fn enter(&self, payers: Payers) -> Option<SlowPlace> {
         let mut held = self.0.held.lock();
+        let own = held.places.values().filter(|(payer, _)| *payer == payers.first()).count();
+        if own >= self.0.of_payer_max {
+            return None;
+        }
         if held.places.len() >= self.0.count {
             let number = held.find_giving_way(payers.first())?;
             let (_, gives_way) = held.places.remove(&number)?;

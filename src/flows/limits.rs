@@ -180,6 +180,14 @@ impl RateLimits {
         self.0.take_in_debt(limit, source, count)
     }
 
+    /// Counts the acts of a request that cannot be asked for in parts, all of them, and lets it pass where its source could act once: whoever does
+    /// so much waits for all of it afterwards. The caller bounds the number. Errors: 429 `M_LIMIT_EXCEEDED` where the source has no act left.
+    pub fn take_whole(&self, limit: Limit, source: Source, count: usize) -> Result<()> {
+        let count = u64::try_from(count).unwrap_or(u64::MAX);
+        let debt_us = self.0.bucket(limit).one_us().saturating_mul(count.saturating_sub(1));
+        self.0.take(limit, source, count, debt_us).map(drop)
+    }
+
     /// Takes one act that may have to wait, and says for how long. Errors: 429 `M_LIMIT_EXCEEDED` where it would wait longer
     /// than `patience`.
     pub fn take_soon(&self, limit: Limit, source: Source, patience: Duration) -> Result<Duration> {
@@ -340,6 +348,21 @@ mod tests {
         limits.take_following(Limit::Send, ALICE, 25).unwrap();
         limits.take_following(Limit::Send, BOB, 1_000_000).unwrap();
         assert_eq!(wait(limits.take_following(Limit::Send, BOB, 1_000_000)), Duration::from_secs(80));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_one_whole_passes_once_and_is_waited_for_in_full() {
+        let (env, limits) = limits(Bucket { per_second: 1.0, burst: 10 });
+        for _ in 0..9 {
+            limits.take(Limit::Send, ALICE).unwrap();
+        }
+        limits.take_whole(Limit::Send, ALICE, 1_000).unwrap();
+        assert_eq!(wait(limits.take_whole(Limit::Send, ALICE, 2)), Duration::from_secs(1_000));
+        assert_eq!(wait(limits.take(Limit::Send, ALICE)), Duration::from_secs(1_000));
+        env.sleep(Duration::from_secs(1_000)).await;
+        limits.take_whole(Limit::Send, ALICE, 1).unwrap();
+        limits.take(Limit::Send, ALICE).unwrap_err();
+        limits.take_whole(Limit::Send, ALICE, 0).unwrap();
     }
 
     #[tokio::test(start_paused = true)]

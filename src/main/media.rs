@@ -1,7 +1,10 @@
 //! The commands about media.
 
-use aqueduct::flows::operator::media::{Chosen, MediaCommand as Operation};
-use clap::{ArgGroup, Args, Subcommand};
+use aqueduct::{
+    flows::operator::media::{Chosen, MediaCommand as Operation},
+    schema::media::Home,
+};
+use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 
 use super::seconds;
 
@@ -14,7 +17,7 @@ pub(super) enum MediaCommand {
         /// The URI, as mxc://example.org/AbC.
         uri: String,
     },
-    /// Have files given to nobody any more. They stay on the disk.
+    /// Have files given to nobody any more. They stay where they are.
     Quarantine(Files),
     /// Have files given again that were quarantined.
     Unquarantine(Files),
@@ -24,6 +27,22 @@ pub(super) enum MediaCommand {
     Unprotect(Files),
     /// Delete files for good. Those that are protected stay.
     Delete(Files),
+    /// Move all files to the bucket of media.s3, or back to the disk, while the server runs. A move that broke off goes on when it is
+    /// given again.
+    Move {
+        /// Where the files lie after that.
+        #[arg(long, value_name = "PLACE")]
+        to: To,
+    },
+}
+
+/// A place for files.
+#[derive(Clone, Copy, ValueEnum)]
+pub(super) enum To {
+    /// The bucket of media.s3.
+    S3,
+    /// The directory of media on the disk.
+    Disk,
 }
 
 /// The files that a command is about: by their URI, or by one of the options.
@@ -77,6 +96,8 @@ impl MediaCommand {
             Self::Protect(of) => Operation::Protect { of: of.chosen()?, is: true },
             Self::Unprotect(of) => Operation::Protect { of: of.chosen()?, is: false },
             Self::Delete(of) => Operation::Delete { of: of.chosen()? },
+            Self::Move { to: To::S3 } => Operation::Move { to: Home::S3 },
+            Self::Move { to: To::Disk } => Operation::Move { to: Home::Disk },
         })
     }
 }

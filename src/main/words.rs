@@ -4,8 +4,9 @@ use aqueduct::flows::operator::{
     accounts::DeviceEntry,
     federation::{CheckedServer, ServerStatus},
     media::{ItemEntry, MediaOutcome},
-    operate::{Outcome, TokenEntry, UserEntry},
+    operate::{Outcome, UserEntry},
     reports::Reported,
+    tokens::TokenEntry,
 };
 
 /// Writes an outcome in words for people.
@@ -69,6 +70,9 @@ pub(super) fn for_people(outcome: &Outcome) -> String {
             )
         }
         Outcome::Media(it) => media(it),
+        Outcome::Emails(it) => {
+            lines(&it.addresses, |it| it.address.clone(), "The account has no e-mail address.")
+        }
         Outcome::Checked(it) => {
             let rows: u64 = it.rows.values().sum();
             let mut text = match it.faults {
@@ -180,11 +184,37 @@ fn span(seconds: u64) -> String {
 fn media(outcome: &MediaOutcome) -> String {
     match outcome {
         MediaOutcome::Status(it) => format!(
-            "{} files of users of this server have {} bytes, and {} files of other servers have {}. On the disk are {} files with {} \
-             bytes. {} URIs wait for an upload, and {} files are quarantined.",
-            it.own.0, it.own.1, it.others.0, it.others.1, it.files.0, it.files.1, it.pending, it.quarantined
+            "{} files of users of this server have {} bytes, {} files of other servers have {}, and {} images of previews have {}. \
+             Stored are {} files with {} bytes, of which {} with {} bytes lie in the bucket. {} URIs wait for an upload, and {} files \
+             are quarantined.",
+            it.own.0,
+            it.own.1,
+            it.others.0,
+            it.others.1,
+            it.previews.0,
+            it.previews.1,
+            it.files.0,
+            it.files.1,
+            it.in_bucket.0,
+            it.in_bucket.1,
+            it.pending,
+            it.quarantined
         ),
         MediaOutcome::Item(it) => item(it),
+        MediaOutcome::Moved(it) => {
+            let mut text =
+                format!("Moved {} files with {} bytes; {} were there already.", it.files, it.bytes, it.there);
+            if it.passing > 0 {
+                text.push_str(&format!(
+                    " {} were about to come or to go: give the command again.",
+                    it.passing
+                ));
+            }
+            if it.lost > 0 {
+                text.push_str(&format!(" {} are not where they should be; the log names them.", it.lost));
+            }
+            text
+        }
         MediaOutcome::Done(it) => {
             let mut text = format!("Dealt with {} files.", it.items);
             if it.bytes > 0 {
@@ -202,7 +232,11 @@ fn media(outcome: &MediaOutcome) -> String {
 }
 
 fn item(it: &ItemEntry) -> String {
-    let mut text = format!("{}, by {}", it.uri, it.by.as_deref().unwrap_or("a user of that server"));
+    let by = it.user.as_deref().unwrap_or(match it.row.is_preview {
+        true => "nobody: it is the image of a preview",
+        false => "a user of that server",
+    });
+    let mut text = format!("{}, by {by}", it.uri);
     match &it.row.content {
         Some(content) => {
             text.push_str(&format!(
@@ -211,6 +245,12 @@ fn item(it: &ItemEntry) -> String {
             ));
         }
         None => text.push_str(": nothing was uploaded to it yet"),
+    }
+    if let Some(original) = &it.original {
+        text.push_str(&format!(
+            ", made of a file of {} bytes with SHA-256 {}",
+            original.bytes, original.digest
+        ));
     }
     for (is, said) in [
         (it.row.is_quarantined, ", quarantined"),

@@ -1,5 +1,6 @@
-//! The wall before the places where objects lie: today the local disk. Whoever stores or reads an object sees nothing of what is behind
-//! it. These functions read and write files, so that they are called off the async threads.
+//! Objects on the local disk, and the parts into which all bytes are received, wherever they are kept after that. Whoever asks where an
+//! object lies, on the disk or in a bucket, goes through `flows/media/stores.rs`. These functions read and write files, so that they
+//! are called off the async threads.
 
 pub mod disk;
 
@@ -12,20 +13,15 @@ use crate::{
     schema::media::Digest,
 };
 
-/// The objects of one server. A clone is cheap.
+/// The files of one server. A clone is cheap.
 #[derive(Clone)]
-pub struct Blobs(Arc<Place>);
-
-/// A place where objects lie.
-enum Place {
-    Disk(Disk),
-}
+pub struct Blobs(Arc<Disk>);
 
 /// Bytes that are being received into a file of their own.
 pub struct Part(disk::Part);
 
 /// Bytes that were received and are safe on the disk, and belong nowhere yet.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Received {
     /// The SHA-256 of the bytes.
     pub digest: Digest,
@@ -41,56 +37,47 @@ pub struct Object(disk::Object);
 impl Blobs {
     /// The objects in a directory, which is made when the first one comes.
     pub fn on_disk(directory: PathBuf) -> Self {
-        Self(Arc::new(Place::Disk(Disk::new(directory))))
+        Self(Arc::new(Disk::new(directory)))
     }
 
     /// Begins to receive bytes under a name that no other part has. Errors: as of the file system.
     pub fn begin(&self, name: &str) -> io::Result<Part> {
-        match &*self.0 {
-            Place::Disk(disk) => disk.begin(name).map(Part),
-        }
+        self.0.begin(name).map(Part)
     }
 
     /// Puts received bytes where they belong, in one step. Once this returns, they survive a power cut. Doing it twice changes nothing.
     pub fn put(&self, received: Received, object: ObjectName) -> io::Result<()> {
-        match &*self.0 {
-            Place::Disk(disk) => disk.put(&received.part, object),
-        }
+        self.0.put(&received.part, object)
+    }
+
+    /// Opens received bytes that were not put anywhere yet, to send them elsewhere.
+    pub fn open_received(&self, received: &Received) -> io::Result<Object> {
+        self.0.open_part(&received.part).map(Object)
     }
 
     /// Whether an object of so many bytes is there.
     pub fn contains(&self, object: ObjectName, bytes: u64) -> io::Result<bool> {
-        match &*self.0 {
-            Place::Disk(disk) => disk.contains(object, bytes),
-        }
+        self.0.contains(object, bytes)
     }
 
     /// Throws the part of this name away; nothing happens where it is gone.
     pub fn discard(&self, name: &str) -> io::Result<()> {
-        match &*self.0 {
-            Place::Disk(disk) => disk.discard(name),
-        }
+        self.0.discard(name)
     }
 
     /// Throws away parts that nobody has written to since this time, in milliseconds since the epoch. Answers their number.
     pub fn discard_before(&self, before_ms: u64) -> io::Result<usize> {
-        match &*self.0 {
-            Place::Disk(disk) => disk.discard_before(before_ms),
-        }
+        self.0.discard_before(before_ms)
     }
 
     /// Opens an object. None where it is not there.
     pub fn open(&self, object: ObjectName) -> io::Result<Option<Object>> {
-        match &*self.0 {
-            Place::Disk(disk) => Ok(disk.open(object)?.map(Object)),
-        }
+        Ok(self.0.open(object)?.map(Object))
     }
 
     /// Removes an object for good; nothing happens where it is gone.
     pub fn remove(&self, object: ObjectName) -> io::Result<()> {
-        match &*self.0 {
-            Place::Disk(disk) => disk.remove(object),
-        }
+        self.0.remove(object)
     }
 }
 
@@ -98,6 +85,11 @@ impl Part {
     /// Appends bytes to the part.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.0.write(bytes)
+    }
+
+    /// Reads what was written so far, which nobody keeps: once its name is discarded, it is gone when it is closed, or the server ends.
+    pub fn into_object(self) -> io::Result<Object> {
+        self.0.into_object().map(Object)
     }
 
     /// Makes what was received safe from a power cut.

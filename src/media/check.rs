@@ -2,7 +2,10 @@
 
 use crate::{
     ids::UserNum,
-    media::{Name, is_id},
+    media::{
+        Name, is_id,
+        items::{self, ORIGINAL},
+    },
     schema::{
         self,
         jobs::Job,
@@ -15,9 +18,9 @@ use crate::{
     },
 };
 
-/// The checks of items, of thumbnails, and of the blobs that hold their bytes.
+/// The checks of items, of thumbnails, of the blobs that hold their bytes, and of links.
 pub fn checks() -> Vec<RowCheck> {
-    blobs().into_iter().chain(items()).chain(users()).collect()
+    blobs().into_iter().chain(items()).chain(users()).chain(links()).collect()
 }
 
 fn blobs() -> [RowCheck; 3] {
@@ -41,12 +44,13 @@ fn blobs() -> [RowCheck; 3] {
             Ok(())
         }),
         RowCheck::of(&schema::MEDIA_REF, |read, (digest, server, id, kind), (), doubts| {
-            let of = match kind.is_empty() {
-                true => {
+            let of = match kind.as_str() {
+                "" => {
                     let item = schema::MEDIA_ITEM.get(read, (server, id))?;
                     item.and_then(|Json(row)| row.content).map(|content| content.digest)
                 }
-                false => {
+                ORIGINAL => schema::MEDIA_ORIGINAL.get(read, (server, id))?.map(|Json(row)| row.digest),
+                kind => {
                     let row = schema::MEDIA_THUMBNAIL.get(read, (server, id, kind))?;
                     row.map(|Json(row)| row.digest)
                 }
@@ -67,7 +71,7 @@ fn blobs() -> [RowCheck; 3] {
     ]
 }
 
-fn items() -> [RowCheck; 3] {
+fn items() -> [RowCheck; 4] {
     [
         RowCheck::of(&schema::MEDIA_ITEM, |read, (server, id), Json(row), doubts| {
             doubts.unless(is_id(id), "this is no media id");
@@ -79,6 +83,7 @@ fn items() -> [RowCheck; 3] {
                 doubts.unless(is_listed, "its user does not list it");
                 doubts.unless(schema::MEDIA_USED.contains(read, user)?, "its user does not count it");
             }
+            doubts.unless(!row.is_preview || row.by.is_none(), "it is the image of a preview, and a user's");
             doubts.unless(
                 row.content.is_some() || row.expires_ms.is_some(),
                 "it neither has bytes nor waits for some",
@@ -91,6 +96,11 @@ fn items() -> [RowCheck; 3] {
         }),
         RowCheck::of(&schema::MEDIA_THUMBNAIL, |read, (server, id, kind), Json(row), doubts| {
             refers(read, (&row.digest, row.bytes), (server, id, kind), doubts)?;
+            doubts.unless(schema::MEDIA_ITEM.contains(read, (server, id))?, "its item is gone");
+            Ok(())
+        }),
+        RowCheck::of(&schema::MEDIA_ORIGINAL, |read, (server, id), Json(row), doubts| {
+            refers(read, (&row.digest, row.bytes), (server, id, ORIGINAL), doubts)?;
             doubts.unless(schema::MEDIA_ITEM.contains(read, (server, id))?, "its item is gone");
             Ok(())
         }),
@@ -116,17 +126,37 @@ fn users() -> [RowCheck; 2] {
             let mut used = UsedRow::default();
             for listed in schema::MEDIA_OF_USER.prefix::<(UserNum,)>(read, (*user,), Direction::Up)? {
                 let ((_, _, id), ()) = listed?;
-                match super::items::find(read, &Name { server: own.clone(), id })?.and_then(|row| row.content)
-                {
+                let name = Name { server: own.clone(), id };
+                let original = super::items::find_original(read, &name)?;
+                used.bytes += original.map_or(0, |content| content.bytes);
+                match super::items::find(read, &name)?.and_then(|row| row.content) {
                     Some(content) => {
                         used.items += 1;
-                        used.bytes += content.bytes;
+                        used.bytes += items::charged(content.bytes);
                     }
                     None => used.created += 1,
                 }
             }
             doubts.unless(used == *row, format!("{row:?} is said to be there, and {used:?} is"));
             doubts.unless(schema::USERS.contains(read, *user)?, "its account is gone");
+            Ok(())
+        }),
+    ]
+}
+
+fn links() -> [RowCheck; 2] {
+    [
+        RowCheck::of(&schema::MEDIA_LINK, |read, hash, Json(row), doubts| {
+            let listed = schema::MEDIA_LINK_OF_USER.get(read, (row.user, &row.id))?.map(|Json(hash)| hash);
+            doubts.unless(listed == Some(Digest(*hash)), "the user of the link does not list it");
+            let timer = super::links::job(row).timer(row.expires_ms);
+            doubts.unless(store::timer::is_waiting(read, &timer)?, "the timer of the link is gone");
+            Ok(())
+        }),
+        RowCheck::of(&schema::MEDIA_LINK_OF_USER, |read, (user, id), Json(hash), doubts| {
+            let link = schema::MEDIA_LINK.get(read, &hash.0)?.map(|Json(row)| row);
+            let is_it = link.is_some_and(|row| row.user == *user && row.id == *id);
+            doubts.unless(is_it, "there is no such link of the user");
             Ok(())
         }),
     ]

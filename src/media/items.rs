@@ -19,21 +19,39 @@ use crate::{
     store::{Batch, Direction, Fault, Note, Read, Write, key::Json, timer},
 };
 
+/// Each item counts as at least this many bytes.
+const CHARGED_BYTES_MIN: u64 = 4 << 10;
 /// When an item was last given to somebody is noted this many milliseconds apart, because each note is a write.
 const SEEN_APART_MS: u64 = 60 * 60 * 1000;
 /// A user with too many URIs without an upload is told to try again after this time.
 const CREATED_RETRY: Duration = Duration::from_secs(60);
-/// At most this many thumbnails are kept of one item, because clients may ask for any size.
-pub const THUMBNAILS_MAX: usize = 32;
+/// Thumbnails are kept of an item while all of it are at most this many times as large as the item, and half of that for unusual ones.
+const THUMBNAILS_TIMES_MAX: u64 = 8;
+/// The thumbnails of an item may have so many bytes besides, and half of that where one is unusual.
+const THUMBNAILS_BYTES_BESIDES: u64 = 1 << 20;
+
+/// The kind under which the file of an item refers to its blob that was uploaded, where the item has a smaller one. No thumbnail is
+/// called so.
+pub const ORIGINAL: &str = "original";
 
 /// Finds an item, whatever its state is.
 pub fn find(read: &(impl Read + ?Sized), name: &Name) -> Result<Option<ItemRow>, Fault> {
     Ok(schema::MEDIA_ITEM.get(read, name.key())?.map(|Json(row)| row))
 }
 
+/// The bytes that an item counts for: a file takes room on the disk, and rows, however small it is.
+pub(super) fn charged(bytes: u64) -> u64 {
+    bytes.max(CHARGED_BYTES_MIN)
+}
+
 /// How much media a user has.
 pub fn used(read: &(impl Read + ?Sized), user: UserNum) -> Result<UsedRow, Fault> {
     Ok(schema::MEDIA_USED.get(read, user)?.map(|Json(row)| row).unwrap_or_default())
+}
+
+/// Finds the file as it was uploaded, of an item that has a smaller one.
+pub fn find_original(read: &(impl Read + ?Sized), name: &Name) -> Result<Option<ContentRow>, Fault> {
+    Ok(schema::MEDIA_ORIGINAL.get(read, name.key())?.map(|Json(row)| row))
 }
 
 /// When an item was last given to somebody, in milliseconds since the epoch, give or take an hour.
@@ -82,6 +100,7 @@ pub fn create(
         by: Some(user),
         content: None,
         expires_ms: Some(expires_ms),
+        is_preview: false,
         is_open: false,
         is_quarantined: false,
         is_protected: false,
@@ -120,6 +139,11 @@ pub fn no_such_item() -> Refusal {
     Refusal::not_found("There is no such media.")
 }
 
+/// Refuses a URI to which nothing was uploaded: 504 `M_NOT_YET_UPLOADED`.
+pub fn not_yet_uploaded() -> Refusal {
+    Refusal::new(ErrorKind::NotYetUploaded, "Nothing was uploaded to this URI yet.")
+}
+
 /// Requires that a user has room for so many bytes more. Errors: 403 `M_FORBIDDEN`.
 pub fn require_room(used_bytes: u64, bytes: u64, bounds: UserBounds) -> Result<()> {
     if bounds.bytes_max > 0 && used_bytes.saturating_add(bytes) > bounds.bytes_max {
@@ -145,15 +169,13 @@ pub fn keep_own(
     bounds: UserBounds,
 ) -> Result<bool> {
     let used = used(batch, user)?;
-    require_room(used.bytes, content.bytes, bounds)?;
+    let charged = charged(content.bytes);
+    require_room(used.bytes, charged, bounds)?;
     if !objects::refer(batch, object, Reference { name, thumbnail: "" })? {
         return Ok(false);
     }
-    let mut after = UsedRow {
-        items: used.items.saturating_add(1),
-        bytes: used.bytes.saturating_add(content.bytes),
-        ..used
-    };
+    let mut after =
+        UsedRow { items: used.items.saturating_add(1), bytes: used.bytes.saturating_add(charged), ..used };
     let mut at_ms = now_ms;
     match created {
         Some(created) => {
@@ -166,13 +188,15 @@ pub fn keep_own(
         }
         None => schema::MEDIA_ITEM.expect_absent(batch, name.key()),
     }
+    let is_quarantined = objects::is_quarantined(batch, &content.digest)?;
     let row = ItemRow {
         at_ms,
         by: Some(user),
         content: Some(content),
         expires_ms: None,
+        is_preview: false,
         is_open,
-        is_quarantined: false,
+        is_quarantined,
         is_protected: false,
     };
     put_own(batch, user, name, &row);
@@ -180,31 +204,85 @@ pub fn keep_own(
     Ok(true)
 }
 
-/// Keeps an item of another server, whose object is where it belongs, unless it was kept meanwhile. Answers `false`, and writes
-/// nothing, where the object is being removed. The caller holds the server's lock.
+/// Keeps the file that a user of ours has uploaded beside the smaller one that the item has. It counts for the user's quota. Answers
+/// `false`, and writes nothing, where the user has no room for both, or the object is being removed meanwhile. The caller holds the
+/// user's lock and the server's.
+pub fn keep_original(
+    batch: &mut Batch,
+    user: UserNum,
+    name: &Name,
+    (content, object): (ContentRow, ObjectName),
+    bounds: UserBounds,
+) -> Result<bool, Fault> {
+    let used = used(batch, user)?;
+    let bytes = used.bytes.saturating_add(content.bytes);
+    if (bounds.bytes_max > 0 && bytes > bounds.bytes_max)
+        || !objects::refer(batch, object, Reference { name, thumbnail: ORIGINAL })?
+    {
+        return Ok(false);
+    }
+    schema::MEDIA_ORIGINAL.put(batch, name.key(), &Json(content));
+    schema::MEDIA_USED.put(batch, user, &Json(UsedRow { bytes, ..used }));
+    Ok(true)
+}
+
+/// The outcome of keeping an item that no user of ours has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// It refers to the object.
+    New,
+    /// An item of this name was kept meanwhile, and nothing is written.
+    Before,
+    /// The object is being removed, and nothing is written.
+    Overtaken,
+}
+
+/// Keeps an item of another server, whose object is where it belongs, unless it was kept meanwhile. The caller holds the server's lock.
 pub fn keep_other(
+    batch: &mut Batch,
+    name: &Name,
+    content: (ContentRow, ObjectName),
+    at: (u64, bool),
+) -> Result<Kept> {
+    keep_of_nobody(batch, name, content, at, false)
+}
+
+/// Keeps the image of a preview, as [`keep_other`] keeps an item of another server.
+pub fn keep_preview(
+    batch: &mut Batch,
+    name: &Name,
+    content: (ContentRow, ObjectName),
+    at: (u64, bool),
+) -> Result<Kept> {
+    keep_of_nobody(batch, name, content, at, true)
+}
+
+fn keep_of_nobody(
     batch: &mut Batch,
     name: &Name,
     (content, object): (ContentRow, ObjectName),
     (now_ms, is_open): (u64, bool),
-) -> Result<bool> {
+    is_preview: bool,
+) -> Result<Kept> {
     if find(batch, name)?.is_some() {
-        return Ok(true);
+        return Ok(Kept::Before);
     }
     if !objects::refer(batch, object, Reference { name, thumbnail: "" })? {
-        return Ok(false);
+        return Ok(Kept::Overtaken);
     }
+    let is_quarantined = objects::is_quarantined(batch, &content.digest)?;
     let row = ItemRow {
         at_ms: now_ms,
         by: None,
         content: Some(content),
         expires_ms: None,
+        is_preview,
         is_open,
-        is_quarantined: false,
+        is_quarantined,
         is_protected: false,
     };
     schema::MEDIA_ITEM.put(batch, name.key(), &Json(row));
-    Ok(true)
+    Ok(Kept::New)
 }
 
 fn put_own(batch: &mut Batch, user: UserNum, name: &Name, row: &ItemRow) {
@@ -212,22 +290,38 @@ fn put_own(batch: &mut Batch, user: UserNum, name: &Name, row: &ItemRow) {
     schema::MEDIA_OF_USER.put(batch, (user, row.at_ms, &name.id), &());
 }
 
-/// Deletes an item with its thumbnails. Answers the number of its bytes; none where there is no such item, or it is another user's. The
-/// caller holds the lock of `by`, if it is an item of a user of ours, and the server's.
-pub fn delete(
-    batch: &mut Batch,
-    name: &Name,
-    by: Option<UserNum>,
-    now_ms: u64,
-) -> Result<Option<u64>, Fault> {
-    let Some(row) = find(batch, name)?.filter(|row| row.by == by) else { return Ok(None) };
+/// The outcome of deleting an item.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deleted {
+    /// It is deleted, with so many bytes.
+    Gone(u64),
+    /// There is no such item, or it is another user's.
+    NoItem,
+    /// It is protected, so that it stays.
+    Protected,
+}
+
+/// Deletes an item with its thumbnails, unless it is protected. The caller holds the lock of `by`, if it is an item of a user of ours, and
+/// the server's.
+pub fn delete(batch: &mut Batch, name: &Name, by: Option<UserNum>, now_ms: u64) -> Result<Deleted, Fault> {
+    let Some(row) = find(batch, name)?.filter(|row| row.by == by) else { return Ok(Deleted::NoItem) };
+    if row.is_protected {
+        return Ok(Deleted::Protected);
+    }
     for (kind, thumbnail) in list_thumbnails(batch, name)? {
         schema::MEDIA_THUMBNAIL.delete(batch, (&name.server, &name.id, &kind));
         objects::release(batch, &thumbnail.digest, Reference { name, thumbnail: &kind }, now_ms)?;
     }
-    let bytes = row.content.as_ref().map(|content| content.bytes);
+    let mut bytes = row.content.as_ref().map(|content| content.bytes);
+    let mut taken = bytes.map_or(0, charged);
     if let Some(content) = &row.content {
         objects::release(batch, &content.digest, Reference { name, thumbnail: "" }, now_ms)?;
+    }
+    if let Some(original) = find_original(batch, name)? {
+        schema::MEDIA_ORIGINAL.delete(batch, name.key());
+        objects::release(batch, &original.digest, Reference { name, thumbnail: ORIGINAL }, now_ms)?;
+        bytes = bytes.map(|bytes| bytes.saturating_add(original.bytes));
+        taken = taken.saturating_add(original.bytes);
     }
     schema::MEDIA_ITEM.delete(batch, name.key());
     schema::MEDIA_SEEN.delete(batch, name.key());
@@ -235,9 +329,9 @@ pub fn delete(
         schema::MEDIA_OF_USER.delete(batch, (user, row.at_ms, &name.id));
         let mut used = used(batch, user)?;
         match bytes {
-            Some(bytes) => {
+            Some(_) => {
                 used.items = used.items.saturating_sub(1);
-                used.bytes = used.bytes.saturating_sub(bytes);
+                used.bytes = used.bytes.saturating_sub(taken);
             }
             None => used.created = used.created.saturating_sub(1),
         }
@@ -246,7 +340,12 @@ pub fn delete(
         }
         schema::MEDIA_USED.put(batch, user, &Json(used));
     }
-    Ok(Some(bytes.unwrap_or_default()))
+    Ok(Deleted::Gone(bytes.unwrap_or_default()))
+}
+
+/// The content of an item, if it has some that is given to anybody. All who give files, send somebody to them or make links to them ask here.
+pub fn given(row: &ItemRow) -> Option<&ContentRow> {
+    row.content.as_ref().filter(|_| !row.is_quarantined)
 }
 
 /// The outcome of a mark that an operator sets.
@@ -263,8 +362,13 @@ pub enum Marked {
 /// A mark that an operator sets on an item.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mark {
-    /// Whether it is given to nobody.
-    Quarantined(bool),
+    /// Says whether an item is given to nobody, and with it whatever comes with the same bytes later.
+    Quarantined {
+        /// Whether it is given to nobody from now on.
+        is: bool,
+        /// Whether the bytes are meant, too.
+        with_bytes: bool,
+    },
     /// Whether it outlives what would delete it otherwise.
     Protected(bool),
 }
@@ -275,8 +379,17 @@ pub fn mark(batch: &mut Batch, name: &Name, mark: Mark) -> Result<Marked, Fault>
         return Ok(Marked::NoItem);
     };
     match mark {
-        Mark::Quarantined(true) if row.is_protected => return Ok(Marked::Protected),
-        Mark::Quarantined(is) => row.is_quarantined = is,
+        Mark::Quarantined { is: true, .. } if row.is_protected => return Ok(Marked::Protected),
+        Mark::Quarantined { is, with_bytes } => {
+            row.is_quarantined = is;
+            // The same bytes that come again under another name get around nothing.
+            if let Some(content) = row.content.as_ref().filter(|_| with_bytes) {
+                objects::quarantine(batch, &content.digest, is)?;
+                if let Some(original) = find_original(batch, name)? {
+                    objects::quarantine(batch, &original.digest, is)?;
+                }
+            }
+        }
         Mark::Protected(is) => row.is_protected = is,
     }
     schema::MEDIA_ITEM.put(batch, name.key(), &Json(row));
@@ -301,9 +414,23 @@ pub fn list_thumbnails(
     rows.map(|row| row.map(|((_, _, kind), Json(row))| (kind, row))).collect()
 }
 
-/// Keeps a thumbnail of an item, whose object is where it belongs; where the item has as many as it may have, another one makes room.
-/// Answers `false`, and writes nothing, where the object is being removed meanwhile, or the item is gone. The caller holds the server's
-/// lock.
+/// Whether an item has room for one more thumbnail of so many bytes. Those who ask for them choose which there are, and nobody has them
+/// among their own bytes; so unusual ones leave room for those that most clients ask for.
+pub fn has_room_for_thumbnail(
+    read: &(impl Read + ?Sized),
+    name: &Name,
+    (bytes, is_usual): (u64, bool),
+) -> Result<bool, Fault> {
+    let item = find(read, name)?.and_then(|item| item.content).map_or(0, |content| content.bytes);
+    let bytes_max = item.saturating_mul(THUMBNAILS_TIMES_MAX).saturating_add(THUMBNAILS_BYTES_BESIDES);
+    let bytes_max = if is_usual { bytes_max } else { bytes_max / 2 };
+    let kept = list_thumbnails(read, name)?;
+    let kept = kept.iter().fold(bytes, |sum, (_, thumbnail)| sum.saturating_add(thumbnail.bytes));
+    Ok(kept <= bytes_max)
+}
+
+/// Keeps a thumbnail of an item, whose object is where it belongs. Answers `false`, and writes nothing, where the object is being removed
+/// meanwhile, or the item is gone. The caller holds the server's lock.
 pub fn keep_thumbnail(
     batch: &mut Batch,
     (name, kind): (&Name, &str),
@@ -315,16 +442,8 @@ pub fn keep_thumbnail(
     {
         return Ok(false);
     }
-    let kept = list_thumbnails(batch, name)?;
-    if let Some((_, before)) = kept.iter().find(|(other, _)| other == kind) {
-        if before.digest != row.digest {
-            objects::release(batch, &before.digest, Reference { name, thumbnail: kind }, now_ms)?;
-        }
-    } else if kept.len() >= THUMBNAILS_MAX
-        && let Some((other, evicted)) = kept.first()
-    {
-        schema::MEDIA_THUMBNAIL.delete(batch, (&name.server, &name.id, other));
-        objects::release(batch, &evicted.digest, Reference { name, thumbnail: other }, now_ms)?;
+    if let Some(before) = find_thumbnail(batch, name, kind)?.filter(|before| before.digest != row.digest) {
+        objects::release(batch, &before.digest, Reference { name, thumbnail: kind }, now_ms)?;
     }
     schema::MEDIA_THUMBNAIL.put(batch, (&name.server, &name.id, kind), &Json(row.clone()));
     Ok(true)
@@ -339,6 +458,27 @@ pub fn list_after(
     let low = after.map_or(Bound::Unbounded, |name| Bound::Excluded(name.key()));
     let rows = schema::MEDIA_ITEM.range::<(String, String)>(read, low, Bound::Unbounded, Direction::Up)?;
     rows.take(items_max).map(|row| row.map(|((server, id), Json(row))| (Name { server, id }, row))).collect()
+}
+
+/// Lists media ids of a user that may be deleted, the oldest first, at most so many.
+pub fn list_unprotected_of_user(
+    read: &(impl Read + ?Sized),
+    server: &str,
+    user: UserNum,
+    items_max: usize,
+) -> Result<Vec<Name>, Fault> {
+    let mut found = Vec::new();
+    for row in schema::MEDIA_OF_USER.prefix::<(UserNum,)>(read, (user,), Direction::Up)? {
+        let ((_, _, id), ()) = row?;
+        let name = Name { server: server.to_owned(), id };
+        if !find(read, &name)?.is_some_and(|row| row.is_protected) {
+            found.push(name);
+        }
+        if found.len() == items_max {
+            break;
+        }
+    }
+    Ok(found)
 }
 
 /// Lists the media ids of a user that were made before a time, the oldest first, at most so many.

@@ -58,15 +58,33 @@ pub fn kept_type(sent: Option<&str>) -> String {
     sent.filter(|sent| is_type(sent)).unwrap_or(OCTET_STREAM).to_owned()
 }
 
+/// Whether a text is one content type and nothing else. Browsers read a list of types behind a comma, and believe its last one, so that
+/// parameters are held to their grammar, too ([RFC 9110, section 8.3.1](https://www.rfc-editor.org/rfc/rfc9110#section-8.3.1)).
 fn is_type(text: &str) -> bool {
-    let is_token = |text: &str| {
-        !text.is_empty()
-            && text.bytes().all(|it| it.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&it))
-    };
-    let essence = essence(text);
+    let (essence, parameters) = text.split_once(';').map_or((text, None), |(it, rest)| (it, Some(rest)));
     text.len() <= TYPE_BYTES_MAX
-        && text.bytes().all(|it| (b' '..=b'~').contains(&it))
-        && essence.split_once('/').is_some_and(|(kind, rest)| is_token(kind) && is_token(rest))
+        && essence.trim().split_once('/').is_some_and(|(kind, rest)| is_token(kind) && is_token(rest))
+        && parameters.is_none_or(are_parameters)
+}
+
+fn is_token(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|it| it.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&it))
+}
+
+/// Whether a text is a list of parameters, such as `charset=utf-8; a="b"`. A quoted value may have none of the characters that end it
+/// elsewhere, because not everybody reads quotes.
+fn are_parameters(text: &str) -> bool {
+    let is_quoted = |value: &str| {
+        let inner = value.strip_prefix('"').and_then(|value| value.strip_suffix('"'));
+        let is_plain = |it: u8| (b' '..=b'~').contains(&it) && !b"\"\\,;".contains(&it);
+        inner.is_some_and(|inner| inner.bytes().all(is_plain))
+    };
+    text.split(';').map(str::trim).all(|parameter| {
+        parameter.is_empty()
+            || parameter
+                .split_once('=')
+                .is_some_and(|(name, value)| is_token(name) && (is_token(value) || is_quoted(value)))
+    })
 }
 
 /// The name of a file to keep; none for an empty one. Errors: 400 `M_INVALID_PARAM` for a name that is too long.
@@ -91,6 +109,9 @@ pub fn disposition(content_type: &str, name: Option<&str>) -> String {
         true => ContentDispositionType::Inline,
         false => ContentDispositionType::Attachment,
     };
+    // A client that saves the file by its name alone must not leave the folder that it saves it in.
+    let name = name.map(|name| name.rsplit(['/', '\\']).next().unwrap_or_default());
+    let name = name.filter(|name| !matches!(*name, "" | "." | ".."));
     ContentDisposition::new(kind).with_filename(name.map(str::to_owned)).to_string()
 }
 
@@ -114,13 +135,19 @@ mod tests {
     fn names_break_out_of_no_header() {
         assert_eq!(disposition("image/png", Some("a.png")), "inline; filename=a.png");
         assert_eq!(
-            disposition("x/y", Some("a\"\\\r\nSet-Cookie: b")),
-            "attachment; filename=\"a\\\"\\\\Set-Cookie: b\""
+            disposition("x/y", Some("a\"\r\nSet-Cookie: b")),
+            "attachment; filename=\"a\\\"Set-Cookie: b\""
         );
-        let odd = disposition("x/y", Some("é\r\n\"/../.txt"));
+        for path in ["../../a.html", "..\\a.html", "/a.html"] {
+            assert_eq!(disposition("x/y", Some(path)), "attachment; filename=a.html", "{path}");
+        }
+        for none in ["..", "a/", "a/.", ""] {
+            assert_eq!(disposition("x/y", Some(none)), "attachment", "{none}");
+        }
+        let odd = disposition("x/y", Some("é\r\n\".txt"));
         assert!(odd.starts_with("attachment; filename*=utf-8''%C3%A9%0D%0A%22"), "{odd}");
         assert!(http::HeaderValue::from_str(&odd).is_ok());
-        assert_eq!(name_in(odd.as_bytes()).as_deref(), Some("é\r\n\"/../.txt"));
+        assert_eq!(name_in(odd.as_bytes()).as_deref(), Some("é\r\n\".txt"));
         assert_eq!(name_in(b"attachment"), None);
         assert_eq!(name_in(b"\xff\xfe"), None);
     }
@@ -131,7 +158,17 @@ mod tests {
             assert_eq!(kept_type(Some(right)), right);
         }
         let long = format!("a/{}", "b".repeat(TYPE_BYTES_MAX));
-        for wrong in ["", "png", "/", "a/", "image/png\r\nX: y", "a b/c", "é/x", &long] {
+        for wrong in ["", "png", "/", "a/", "image/png\r\nX: y", "a b/c", "é/x", &long]
+            .into_iter()
+            // A browser believes the last one of a list.
+            .chain([
+                "text/plain;,text/html",
+                "text/plain;a=\",text/html\"",
+                "text/plain, text/html",
+                "a/b; c",
+                "a/b; c=\"",
+            ])
+        {
             assert_eq!(kept_type(Some(wrong)), OCTET_STREAM, "{wrong:?}");
         }
         assert_eq!(kept_type(None), OCTET_STREAM);

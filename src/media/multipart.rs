@@ -52,8 +52,8 @@ impl fmt::Display for Wrong {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// Before the first part.
-    Before,
+    /// Before the first part, behind so many bytes up to here.
+    Before(usize),
     /// In the head of the part of this number.
     Head(u8),
     /// In the first part, of so many bytes up to here.
@@ -86,7 +86,7 @@ impl Multipart {
         let boundary = boundary.filter(|it| (1..=BOUNDARY_BYTES_MAX).contains(&it.len())).ok_or(NONE)?;
         let delimiter = [b"\r\n--", boundary.as_bytes()].concat();
         // The first part may begin without a line break before it.
-        Ok(Self { delimiter, state: State::Before, unread: BytesMut::from(&b"\r\n"[..]) })
+        Ok(Self { delimiter, state: State::Before(0), unread: BytesMut::from(&b"\r\n"[..]) })
     }
 
     /// Adds bytes that have come. They are taken out by [`Self::step`], until it asks for more.
@@ -98,12 +98,15 @@ impl Multipart {
     pub fn step(&mut self) -> Result<Step, Wrong> {
         loop {
             match self.state {
-                State::Before => match self.skip_to_delimiter() {
+                State::Before(before) => match self.skip_to_delimiter() {
                     Ok(_) => self.state = State::Head(1),
-                    Err(skipped) if skipped > BESIDES_BYTES_MAX => {
+                    Err(skipped) if before + skipped > BESIDES_BYTES_MAX => {
                         return Err(Wrong("nothing begins in the answer"));
                     }
-                    Err(_) => return Ok(Step::More),
+                    Err(skipped) => {
+                        self.state = State::Before(before + skipped);
+                        return Ok(Step::More);
+                    }
                 },
                 State::Head(number) => {
                     let Some(head) = self.take_head()? else { return Ok(Step::More) };
@@ -153,10 +156,7 @@ impl Multipart {
             }
             None => {
                 let skipped = self.unread.len().saturating_sub(self.delimiter.len() - 1);
-                // Before the first part all is kept, so that its length is known.
-                if self.state != State::Before {
-                    self.unread.advance(skipped);
-                }
+                self.unread.advance(skipped);
                 Err(skipped)
             }
         }

@@ -23,12 +23,25 @@ pub fn checks() -> Vec<RowCheck> {
     let mut devices = Devices::default();
     vec![
         RowCheck::of(&schema::PUSHERS, move |read, (user, app, key), Json(row), doubts| {
-            doubts.unless(devices.has(read, *user, row.device)?, "the device that set it is gone");
+            let has_device = row.is_email() || devices.has(read, *user, row.device)?;
+            doubts.unless(has_device, "the device that set it is gone");
             let owned = schema::PUSHER_OWNERS.contains(read, (app.as_str(), key.as_str(), *user))?;
             doubts.unless(owned, "`PUSHER_OWNERS` does not name its user");
             let key = (*user, app.as_str(), key.as_str());
             let has_place = !row.has_place || schema::PUSHER_PLACES.contains(read, key)?;
             doubts.unless(has_place, "nothing says how far it has come");
+            let has_mailbox = schema::MAILBOXES.contains(read, key)?;
+            doubts.unless(has_mailbox == row.is_email(), "its kind does not fit what is kept of mails");
+            Ok(())
+        }),
+        RowCheck::of(&schema::MAILBOXES, |read, (user, app, key), Json(row), doubts| {
+            let there = schema::PUSHERS.contains(read, (*user, app.as_str(), key.as_str()))?;
+            doubts.unless(there, "the user has no such pusher");
+            doubts.unless(!row.secret.is_empty(), "its link has no secret");
+            Ok(())
+        }),
+        RowCheck::of(&schema::EMAIL_PREFERENCES, |read, user, _, doubts| {
+            doubts.unless(schema::USERS.contains(read, *user)?, "their account is gone");
             Ok(())
         }),
         RowCheck::of(&schema::PUSHER_OWNERS, |read, (app, key, user), (), doubts| {

@@ -3,12 +3,16 @@
 //! Compiling bounds what rules can cost: patterns become automata of a bounded size ([`Glob`]), and judging an event takes
 //! a bounded number of steps ([`Steps`]), for rules are made by one user and judged at the cost of the server.
 
+use std::sync::Arc;
+
 use ruma::{
     UserId,
     push::{Action, AnyPushRuleRef, Ruleset, ScalarJsonValue, SoundTweakValue},
 };
+use serde_json::Value;
 
 use crate::{
+    json::JsonText,
     push::{
         condition::{Condition, Halt, Owner},
         glob::{Glob, Steps},
@@ -37,8 +41,9 @@ pub(crate) struct Rule {
     /// The id of the rule, which tells people why they are notified.
     pub(crate) id: String,
     conditions: Vec<Condition>,
-    /// The actions as the user wrote them: a gateway is told the tweaks among them.
-    pub(crate) actions: Vec<Action>,
+    /// The actions as the user wrote them: a gateway is told the tweaks among them. They are kept as JSON, because values that this server
+    /// does not know take many times the memory of their text.
+    pub(crate) actions: Arc<JsonText>,
     /// The effect of the actions on counts.
     pub(crate) outcome: Outcome,
 }
@@ -73,13 +78,12 @@ impl Compiled {
             if after > COMPILED_BYTES_MAX {
                 tracing::debug!(%user_id, rule = rule.rule_id(), "a push rule is left out: the user's rules are too large together");
                 conditions = vec![Condition::Never];
-                compiled.bytes += size_of::<Rule>() + rule.rule_id().len();
+                compiled.bytes += size_of::<Rule>() + rule.rule_id().len() + actions_of(rule).as_str().len();
             } else {
                 own_bytes = own_bytes.max(after);
                 compiled.bytes += bytes;
             }
-            let actions = rule.actions().to_vec();
-            let outcome = outcome_of(&actions);
+            let (actions, outcome) = (Arc::new(actions_of(rule)), outcome_of(rule.actions()));
             compiled.rules.push(Rule { id: rule.rule_id().to_owned(), conditions, actions, outcome });
         }
         compiled
@@ -117,7 +121,13 @@ impl Compiled {
 
 /// About how many bytes a compiled rule takes in memory.
 fn bytes_of(rule: AnyPushRuleRef<'_>, conditions: &[Condition]) -> usize {
-    conditions.iter().map(Condition::bytes).sum::<usize>() + size_of::<Rule>() + rule.rule_id().len()
+    let texts = rule.rule_id().len() + actions_of(rule).as_str().len();
+    conditions.iter().map(Condition::bytes).sum::<usize>() + size_of::<Rule>() + texts
+}
+
+fn actions_of(rule: AnyPushRuleRef<'_>) -> JsonText {
+    let actions = rule.actions().iter().filter_map(|action| serde_json::to_value(action).ok()).collect();
+    JsonText::from(&Value::Array(actions))
 }
 
 fn conditions_of(rule: AnyPushRuleRef<'_>, user_id: &UserId) -> Vec<Condition> {

@@ -163,6 +163,11 @@ impl<'a> Owner<'a> {
         Self { user_id, name: OnceCell::new(), subscribed: None }
     }
 
+    /// Whether the user subscribes to the thread of the event, if that is known.
+    pub(crate) fn is_subscribed(&self) -> Option<bool> {
+        self.subscribed
+    }
+
     /// Says of the events that are judged next whether the user subscribes to their thread; `None` for events outside threads.
     pub(crate) fn set_subscribed(&mut self, subscribed: Option<bool>) {
         self.subscribed = subscribed;

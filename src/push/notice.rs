@@ -3,15 +3,21 @@
 //! Specification: push gateway API, `POST /_matrix/push/v1/notify`. Two fields go beyond it, `id` and `membership`: gateways from before
 //! the specification read them, and today's still do.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
-use ruma::{UserId, push::Action};
+use ruma::UserId;
 use serde_json::{Map, Value, value::RawValue};
 
 use crate::{
-    ids::RoomNum,
+    ids::{Order, RoomNum},
     json::{JsonRef, JsonText, Object},
     push::reader::{Explained, Invitation},
-    rooms::{self, event::StoredEvent},
+    rooms::{
+        self,
+        event::{self, StoredEvent},
+        state::{self, StateRef},
+    },
     schema::{
         event_types::{CANONICAL_ALIAS, ENCRYPTED, MEMBER, NAME},
         push::{PusherRow, Sound},
@@ -63,46 +69,49 @@ impl<'a> Device<'a> {
         self.data.get("format").and_then(Value::as_str) == Some("event_id_only")
     }
 
-    fn write(&self, tweaks: Option<&[Action]>) -> JsonText {
+    fn write(&self, actions: Option<&JsonText>) -> JsonText {
         let mut device = Object::new();
         device.text("app_id", self.app_id);
         device.text("pushkey", self.pushkey);
         device.number("pushkey_ts", self.set_ms / 1_000);
         device.json("data", &JsonText::from(&Value::Object(self.data.clone())));
-        if let Some(actions) = tweaks {
+        if let Some(actions) = actions {
             device.json("tweaks", &JsonText::from(&Value::Object(tweaks_of(actions))));
         }
         device.finish()
     }
 }
 
-/// The tweaks that actions set, as the user wrote them.
-fn tweaks_of(actions: &[Action]) -> Map<String, Value> {
-    let tweak = |action: &Action| {
-        let mut action = serde_json::to_value(action).ok()?;
+/// The tweaks that a list of actions sets, as the user wrote them.
+fn tweaks_of(actions: &JsonText) -> Map<String, Value> {
+    let actions: Vec<Value> = serde_json::from_str(actions.as_str()).unwrap_or_default();
+    let tweak = |mut action: Value| {
         let fields = action.as_object_mut()?;
         let Some(Value::String(name)) = fields.remove("set_tweak") else { return None };
         let value = fields.remove("value").or_else(|| (name == "highlight").then_some(Value::Bool(true)))?;
         Some((name, value))
     };
-    actions.iter().filter_map(tweak).collect()
+    actions.into_iter().filter_map(tweak).collect()
 }
 
 /// An event as a gateway is told of it.
 #[derive(Debug)]
 pub struct Told {
     event_id: String,
-    room_id: String,
-    event_type: String,
-    sender: String,
-    sender_name: Option<String>,
-    room_name: Option<String>,
+    pub(super) room_id: String,
+    pub(super) event_type: String,
+    pub(super) sender: String,
+    pub(super) sender_name: Option<String>,
+    pub(super) room_name: Option<String>,
     room_alias: Option<String>,
     /// The membership that the event brings, and whether it is that of the user who is told.
-    member: Option<(&'static str, bool)>,
-    content: JsonText,
-    actions: Vec<Action>,
+    pub(super) member: Option<(&'static str, bool)>,
+    pub(super) content: JsonText,
+    actions: Arc<JsonText>,
     is_urgent: bool,
+    pub(super) highlights: bool,
+    /// When the sender says that it was sent, in milliseconds since the epoch; 0 where nothing says it.
+    pub(super) sent_ms: u64,
 }
 
 impl Told {
@@ -115,12 +124,17 @@ impl Told {
         rule: Explained,
     ) -> Result<Self, Fault> {
         let (sender, event_type) = (stored.row.sender().into_owned(), stored.row.event_type().into_owned());
+        let is_target = stored.row.state_key().is_some_and(|key| *key == *user_id.as_str());
+        // A user who is invited may see the room as it was then, and nothing that it became.
+        let is_invited = is_target && stored.membership() == Some(Membership::Invite);
         let field = |event_type: &str, state_key: &str, field: &str| {
-            let event = rooms::find_state(read, room, event_type, state_key)?;
+            let event = match is_invited {
+                true => find_then(read, room, stored.order, (event_type, state_key))?,
+                false => rooms::find_state(read, room, event_type, state_key)?,
+            };
             Ok::<_, Fault>(event.and_then(|event| text_of(event.row.content(), field)))
         };
         let room_alias = field(CANONICAL_ALIAS, "", "alias")?;
-        let is_target = stored.row.state_key().is_some_and(|key| *key == *user_id.as_str());
         Ok(Self {
             event_id: stored.id(row).to_string(),
             room_id: row.id.to_string(),
@@ -130,10 +144,18 @@ impl Told {
             member: stored.membership().map(|membership| (membership.as_str(), is_target)),
             content: JsonText::stored(stored.row.content().as_bytes()),
             is_urgent: is_urgent(&event_type, &rule),
+            highlights: rule.outcome.highlight,
+            sent_ms: stored.row.header.sent_ms,
             actions: rule.actions,
             sender,
             event_type,
         })
+    }
+
+    /// Whether it invites the user who is told.
+    pub(super) fn is_invitation(&self) -> bool {
+        self.member
+            .is_some_and(|(membership, is_target)| is_target && membership == Membership::Invite.as_str())
     }
 
     /// An invitation from outside a room. What is known of the room is what came with it. `None` where it is not as it should be.
@@ -141,6 +163,8 @@ impl Told {
         #[derive(serde::Deserialize)]
         struct Fields<'a> {
             event_id: String,
+            #[serde(default)]
+            origin_server_ts: u64,
             #[serde(borrow)]
             content: &'a RawValue,
         }
@@ -173,8 +197,24 @@ impl Told {
             member: Some((Membership::Invite.as_str(), true)),
             content: JsonText::stored(event.content.get().as_bytes()),
             is_urgent: is_urgent(MEMBER, &rule),
+            highlights: rule.outcome.highlight,
+            sent_ms: event.origin_server_ts,
             actions: rule.actions,
         })
+    }
+}
+
+/// The state event of a key as it was at an event of the main line.
+fn find_then(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    order: Order,
+    (event_type, state_key): (&str, &str),
+) -> Result<Option<StoredEvent>, Fault> {
+    let Some(key) = state::find_key(read, room, event_type, state_key)? else { return Ok(None) };
+    match state::at(read, room, StateRef::Main(order), key)?.event() {
+        Some(event) => event::find_anywhere(read, room, event),
+        None => Ok(None),
     }
 }
 
@@ -251,7 +291,7 @@ pub fn read_rejected(answer: &[u8]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use ruma::push::{SoundTweakValue, Tweak};
+    use ruma::push::{Action, SoundTweakValue, Tweak};
     use serde_json::json;
 
     use super::*;
@@ -264,6 +304,7 @@ mod tests {
 
     fn told(actions: Vec<Action>) -> Told {
         let outcome = Outcome { notify: true, highlight: false, sound: Sound::None };
+        let actions = Arc::new(JsonText::from(&serde_json::to_value(actions).unwrap()));
         let rule = Explained { rule_id: "r".to_owned(), actions, outcome };
         Told {
             event_id: "$e".to_owned(),
@@ -276,6 +317,8 @@ mod tests {
             member: None,
             content: JsonText::stored(br#"{"body":"x"}"#),
             is_urgent: is_urgent("m.room.message", &rule),
+            highlights: rule.outcome.highlight,
+            sent_ms: 0,
             actions: rule.actions,
         }
     }

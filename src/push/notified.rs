@@ -140,24 +140,39 @@ impl<R: Read + ?Sized> Lister<'_, R> {
             self.add_invitation(page, (num, room))?;
             return Ok(None);
         }
-        let (low, high) =
-            (Bound::Excluded((num, Order::upto(room.own.since))), Bound::Included((num, Order::upto(from))));
-        let rows = schema::TIMELINE.range::<(RoomNum, Order)>(self.read, low, high, Direction::Down)?;
-        for row in rows {
-            let ((_, order), row) = row?;
-            let is_enough = page.notifications.len() >= self.ask.limit || self.reader.is_spent();
-            if order.anchor < other || is_enough || *looks == 0 {
-                return Ok(Some(order.anchor));
+        let mut from = from;
+        'below: loop {
+            let low = Bound::Excluded((num, Order::upto(room.own.since)));
+            let high = Bound::Included((num, Order::live(from)));
+            let rows = schema::TIMELINE.range::<(RoomNum, Order)>(self.read, low, high, Direction::Down)?;
+            for row in rows {
+                let ((_, order), row) = row?;
+                let is_enough = page.notifications.len() >= self.ask.limit || self.reader.is_spent();
+                if order.minor != 0 && !is_enough && *looks > 0 {
+                    // Any number of events that filled a hole may stand between two live ones, and none of them notifies.
+                    *looks -= 1;
+                    from = order.anchor.before();
+                    continue 'below;
+                }
+                if order.anchor < other || is_enough || *looks == 0 {
+                    // Below a live event that was told stand those that filled a hole beneath it, which has the same anchor.
+                    return Ok(Some(if order.minor == 0 { order.anchor } else { order.anchor.before() }));
+                }
+                *looks -= 1;
+                let stored = StoredEvent { order, row };
+                if let Some(notifies) = self.reader.look_again(self.read, (num, &room.row), &stored)?
+                    && self.is_asked_for(&notifies.rule)
+                {
+                    page.notifications.push(self.show((num, room), &stored, &notifies)?);
+                }
             }
-            *looks -= 1;
-            let stored = StoredEvent { order, row };
-            if let Some(notifies) = self.reader.look_again(self.read, (num, &room.row), &stored)?
-                && self.is_asked_for(&notifies.rule)
-            {
-                page.notifications.push(self.show((num, room), &stored, &notifies)?);
-            }
+            return Ok(None);
         }
-        Ok(None)
+    }
+
+    /// When an event was sent, as far as its sender can be believed: nothing that is here was sent later than now.
+    fn sent_ms(&self, claimed_ms: u64) -> u64 {
+        claimed_ms.min(self.ask.now_ms)
     }
 
     fn is_asked_for(&self, rule: &Explained) -> bool {
@@ -180,7 +195,13 @@ impl<R: Read + ?Sized> Lister<'_, R> {
         };
         let view = RoomView { read: self.read, num, row: &room.row };
         let event = show::show(view, stored, &viewer, Some(room.own.membership))?;
-        Ok(write(&room.row, &event, stored.row.header.sent_ms, &notifies.rule, notifies.is_read))
+        Ok(write(
+            &room.row,
+            &event,
+            self.sent_ms(stored.row.header.sent_ms),
+            &notifies.rule,
+            notifies.is_read,
+        ))
     }
 
     /// Adds the invitation to a room, whether it stands in the room or comes from outside.
@@ -201,7 +222,7 @@ impl<R: Read + ?Sized> Lister<'_, R> {
             }
             let fields: Option<Fields> = serde_json::from_str(invitation.event.as_str()).ok();
             let sent_ms = fields.map_or(0, |fields| fields.origin_server_ts);
-            page.notifications.push(write(&room.row, &invitation.event, sent_ms, &rule, false));
+            page.notifications.push(write(&room.row, &invitation.event, self.sent_ms(sent_ms), &rule, false));
         }
         Ok(())
     }
@@ -209,13 +230,7 @@ impl<R: Read + ?Sized> Lister<'_, R> {
 
 fn write(room: &RoomRow, event: &JsonText, sent_ms: u64, rule: &Explained, is_read: bool) -> JsonText {
     let mut notification = Object::with_capacity(event.as_str().len() + 256);
-    let actions: Vec<JsonText> = rule
-        .actions
-        .iter()
-        .filter_map(|action| serde_json::to_value(action).ok())
-        .map(|action| JsonText::from(&action))
-        .collect();
-    notification.list("actions", &actions);
+    notification.json("actions", &*rule.actions);
     notification.json("event", event);
     // The rules of this server name no profile; clients expect the field.
     notification.json("profile_tag", &JsonText::from(&serde_json::Value::Null));

@@ -1,40 +1,23 @@
 //! Plans what is sent to a pusher next. It is looked at again just before it is sent, because much may have happened since it waits.
 
-use std::ops::Bound;
-
 use bytes::Bytes;
-use ruma::OwnedUserId;
 
 use crate::{
     accounts::users,
-    ids::{Order, Position, RoomNum, UserNum},
+    ids::{Position, RoomNum, UserNum},
     push::{
-        Push, Reader,
+        Push,
+        catch_up::{CatchUp, Step},
+        looker::Looker,
         notice::{self, Device, Told},
         pushers,
     },
-    rooms::{
-        self,
-        event::{self, StoredEvent},
-        members,
-    },
-    schema::{
-        self,
-        push::PusherRow,
-        rooms::{Membership, RoomRow},
-    },
-    store::{Direction, Fault, Read, tail},
+    schema::push::PusherRow,
+    store::{Fault, Read},
 };
 
 /// Nothing that is older than this is pushed.
 const OLD_MS: u64 = 24 * 60 * 60 * 1000;
-/// Look at no more than this many events of a room for the newest that notifies, for a pusher that is behind.
-const LOOKED_AT_MAX: usize = 100;
-/// Look at no more than this many events of all rooms in one plan, for a pusher that is behind.
-const LOOKED_AT_IN_ALL_MAX: usize = 2_000;
-/// Look at no more than this many rooms, for a pusher that is behind.
-const ROOMS_MAX: usize = 10_000;
-
 /// Something that may be news for a pusher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Item {
@@ -76,6 +59,8 @@ pub struct Wanted {
     pub badge: Option<u64>,
     /// The news in their order; `None` for a pusher that is behind, whose news are looked for in the user's rooms.
     pub items: Option<Vec<Item>>,
+    /// The search of a pusher that is behind, if it has begun.
+    pub search: Option<CatchUp>,
 }
 
 /// A request to a gateway.
@@ -91,6 +76,8 @@ pub struct Request {
     pub badge: Option<u64>,
     /// The pusher as it was when the request was made.
     pub row: PusherRow,
+    /// The search that goes on once it is sent, if the pusher is behind and the search found more.
+    pub search: Option<CatchUp>,
 }
 
 /// The next step of a pusher.
@@ -103,6 +90,8 @@ pub enum Plan {
         /// The position up to which everything is dealt with.
         upto: Position,
     },
+    /// The pusher is behind, and the search for its news goes on.
+    Search(CatchUp),
     /// This is to be sent.
     Send(Box<Request>),
 }
@@ -121,27 +110,28 @@ pub fn plan(read: &(impl Read + ?Sized), push: &Push, now_ms: u64, wanted: &Want
         return Ok(Plan::Nothing { upto });
     }
     let oldest_ms = now_ms.saturating_sub(OLD_MS);
-    let planner = Planner {
-        read,
-        reader: push.reader(read, wanted.user, &account.user_id)?,
-        user_id: account.user_id.clone(),
-        oldest: tail::position_at(read, oldest_ms)?,
-        oldest_ms,
-        device,
-    };
-    let (found, upto) = match &wanted.items {
+    let looker = Looker::new(read, push, (wanted.user, &account.user_id), oldest_ms)?;
+    let planner = Planner { looker, device };
+    let (found, upto, search) = match &wanted.items {
         Some(items) => match planner.first_of(items, wanted)? {
-            First::Found(at, told) => (Some((at, *told)), at),
-            First::None => (None, upto),
+            First::Found(at, told) => (Some(told), at, None),
+            First::None => (None, upto, None),
             // The rest is looked at in the next plan.
             First::Spent(at) => return Ok(Plan::Nothing { upto: at }),
         },
-        None => (planner.oldest_of_newest(wanted)?, upto),
+        None => {
+            let search = wanted.search.clone().unwrap_or_else(|| CatchUp::begin(upto));
+            match planner.catch_up(search, wanted)? {
+                CaughtUp::Found(at, told, search) => (Some(told), at, Some(search)),
+                CaughtUp::Nothing(upto) => (None, upto, None),
+                CaughtUp::More(search) => return Ok(Plan::Search(search)),
+            }
+        }
     };
     let (json, upto, badge) = match found {
-        Some((at, told)) => {
+        Some(told) => {
             let unread = planner.count()?;
-            (notice::of_event(&planner.device, &told, unread), at, unread.or(wanted.badge))
+            (notice::of_event(&planner.device, &told, unread), upto, unread.or(wanted.badge))
         }
         None => {
             // A gateway that was told nothing yet shows nothing, which is as good as zero.
@@ -154,11 +144,21 @@ pub fn plan(read: &(impl Read + ?Sized), push: &Push, now_ms: u64, wanted: &Want
         }
     };
     let url = planner.device.url().to_owned();
-    Ok(Plan::Send(Box::new(Request { url, json, upto, badge, row })))
+    Ok(Plan::Send(Box::new(Request { url, json, upto, badge, row, search })))
 }
 
 fn is_counts(item: &Item) -> bool {
     matches!(item, Item::Counts { .. })
+}
+
+/// The outcome of going on with a search.
+enum CaughtUp {
+    /// The event at this position is to be told, and the search goes on after it.
+    Found(Position, Box<Told>, CatchUp),
+    /// The search goes on in the next plan.
+    More(CatchUp),
+    /// Nothing up to this position is left.
+    Nothing(Position),
 }
 
 /// The outcome of a look at the news that wait.
@@ -172,12 +172,7 @@ enum First {
 }
 
 struct Planner<'a, R: ?Sized> {
-    read: &'a R,
-    reader: Reader<'a>,
-    user_id: OwnedUserId,
-    /// Everything at or before this position is too old.
-    oldest: Position,
-    oldest_ms: u64,
+    looker: Looker<'a, R>,
     device: Device<'a>,
 }
 
@@ -190,10 +185,10 @@ impl<R: Read + ?Sized> Planner<'_, R> {
             if at <= wanted.upto {
                 continue;
             }
-            if let Some(told) = self.find(room, at)? {
+            if let Some(told) = self.looker.find(room, at)? {
                 return Ok(First::Found(at, Box::new(told)));
             }
-            if self.reader.is_spent()
+            if self.looker.reader.is_spent()
                 && let Some(before) = looked_at
             {
                 return Ok(First::Spent(before));
@@ -203,88 +198,31 @@ impl<R: Read + ?Sized> Planner<'_, R> {
         Ok(First::None)
     }
 
-    /// Finds what is to be told of the event, or the invitation from outside, at this position.
-    fn find(&self, room: RoomNum, at: Position) -> Result<Option<Told>, Fault> {
-        let Some(row) = rooms::find_row(self.read, room)? else { return Ok(None) };
-        let order = Order::live(at);
-        match schema::TIMELINE.get(self.read, (room, order))? {
-            Some(event) => self.look(room, &row, &StoredEvent { order, row: event }),
-            None => self.find_outside(room, &row, at),
-        }
-    }
-
-    fn look(&self, room: RoomNum, row: &RoomRow, stored: &StoredEvent) -> Result<Option<Told>, Fault> {
-        // Where the event was made here its own time is right; another server may have any.
-        let is_ours = event::is_of(&stored.row.sender(), self.user_id.server_name().as_str());
-        if stored.order.anchor <= self.oldest || (is_ours && stored.row.header.sent_ms < self.oldest_ms) {
-            tracing::debug!(%room, order = ?stored.order, reason = "too old", "an event is not pushed");
-            return Ok(None);
-        }
-        let notifies = self.reader.look_again(self.read, (room, row), stored)?;
-        let Some(notifies) = notifies.filter(|notifies| !notifies.is_read) else { return Ok(None) };
-        Told::of_event(self.read, (room, row), stored, &self.user_id, notifies.rule).map(Some)
-    }
-
-    fn find_outside(&self, room: RoomNum, row: &RoomRow, at: Position) -> Result<Option<Told>, Fault> {
-        if at <= self.oldest {
-            return Ok(None);
-        }
-        let found = self.reader.look_outside(self.read, (room, row), at)?;
-        Ok(found.and_then(|(invitation, rule)| Told::of_invitation(row, &invitation, rule)))
-    }
-
-    /// The newest event of each room that is to be told, and of these the oldest: the others are found again after it.
-    fn oldest_of_newest(&self, wanted: &Wanted) -> Result<Option<(Position, Told)>, Fault> {
-        let after = wanted.upto.max(self.oldest);
-        let mut looks = LOOKED_AT_IN_ALL_MAX;
-        let mut first: Option<(Position, Told)> = None;
-        let user = wanted.user;
-        for room in members::list_user_rooms(self.read, user)?.take(ROOMS_MAX) {
-            let (room, own) = room?;
-            let Some(row) = rooms::find_row(self.read, room)? else { continue };
-            let found = match own.membership {
-                Membership::Join if row.tip > Order::upto(after) => {
-                    self.newest_of(room, &row, after, &mut looks)?
+    /// Goes on with a search, to the next event that is to be told.
+    fn catch_up(&self, mut search: CatchUp, wanted: &Wanted) -> Result<CaughtUp, Fault> {
+        loop {
+            match search.step(&self.looker, wanted.user, wanted.upto)? {
+                Step::More => return Ok(CaughtUp::More(search)),
+                Step::Nothing(upto) => return Ok(CaughtUp::Nothing(upto)),
+                Step::Found(at, room) if self.looker.reader.is_spent() => {
+                    search.put_back((at, room));
+                    return Ok(CaughtUp::More(search));
                 }
-                Membership::Invite if own.since > after => {
-                    self.find(room, own.since)?.map(|told| (own.since, told))
-                }
-                Membership::Join
-                | Membership::Invite
-                | Membership::Knock
-                | Membership::Leave
-                | Membership::Ban => None,
-            };
-            if let Some((at, told)) = found
-                && first.as_ref().is_none_or(|(before, _)| at < *before)
-            {
-                first = Some((at, told));
+                // Much may have happened since it was found.
+                Step::Found(at, room) => match self.looker.find(room, at)? {
+                    Some(told) => return Ok(CaughtUp::Found(at, Box::new(told), search)),
+                    None => search.look_below((at, room)),
+                },
             }
         }
-        Ok(first)
-    }
-
-    fn newest_of(
-        &self,
-        room: RoomNum,
-        row: &RoomRow,
-        after: Position,
-        looks: &mut usize,
-    ) -> Result<Option<(Position, Told)>, Fault> {
-        let (low, high) = (Bound::Excluded((room, Order::upto(after))), Bound::Included((room, Order::MAX)));
-        let rows = schema::TIMELINE.range::<(RoomNum, Order)>(self.read, low, high, Direction::Down)?;
-        for event in rows.take(LOOKED_AT_MAX.min(*looks)) {
-            *looks = looks.saturating_sub(1);
-            let ((_, order), event) = event?;
-            if let Some(told) = self.look(room, row, &StoredEvent { order, row: event })? {
-                return Ok(Some((order.anchor, told)));
-            }
-        }
-        Ok(None)
     }
 
     /// The number of unread messages, for a pusher that wants to know.
     fn count(&self) -> Result<Option<u64>, Fault> {
-        if self.device.wants_counts() { self.reader.badge(self.read).map(Some) } else { Ok(None) }
+        if self.device.wants_counts() {
+            self.looker.reader.badge(self.looker.read).map(Some)
+        } else {
+            Ok(None)
+        }
     }
 }

@@ -13,14 +13,14 @@ use std::{
 };
 
 use quick_cache::{Weighter, sync::Cache};
-use ruma::{UserId, push::Action};
+use ruma::UserId;
 
 use crate::{
     accounts::{ignored::Ignored, subscriptions},
     ids::{Order, Position, RoomNum, UserNum},
     metrics::Metrics,
     push::{
-        classes::{self, Class},
+        classes::Class,
         compiled::{Compiled, Local, Threads},
         condition::{Halt, Owner},
         defaults,
@@ -196,17 +196,6 @@ pub struct Reader<'a> {
     steps: RefCell<Steps>,
 }
 
-/// The rule by which an event notifies a user, and its effect.
-#[derive(Clone, Debug)]
-pub struct Explained {
-    /// The id of the rule that the event meets.
-    pub rule_id: String,
-    /// The actions that the rule names.
-    pub actions: Vec<Action>,
-    /// The effect of the actions on counts.
-    pub outcome: Outcome,
-}
-
 /// A room as one of its members counts it.
 #[derive(Clone, Copy, Debug)]
 pub struct Place<'a> {
@@ -320,57 +309,6 @@ impl Reader<'_> {
             }
         }
         Ok(rows.next().is_none().then_some(base))
-    }
-
-    /// The rule of the user that an event of a room meets, with the tweaks that a gateway is told; none if the event meets no
-    /// rule, is redacted, or comes from somebody whom the user ignores.
-    pub fn explain(
-        &self,
-        read: &(impl Read + ?Sized),
-        place: Place<'_>,
-        stored: &StoredEvent,
-    ) -> Result<Option<Explained>, Fault> {
-        if self.own.ignored.contains(&*stored.row.sender()) || stored.row.is_redacted() {
-            return Ok(None);
-        }
-        let Some(scene) = Scene::of_past(read, place.num, place.row, stored) else { return Ok(None) };
-        let mut owner = Owner::new(self.user_id);
-        if self.own.asks_for_threads {
-            let lane = relations::lane_of(read, place.num, stored)?;
-            if lane != Lane::MAIN {
-                let of = (self.user, place.num);
-                owner.set_subscribed(Some(Lanes::of(Class::Default).is_subscribed(read, of, lane)?));
-            }
-        }
-        self.find_rule(place.row, &scene, &owner)
-    }
-
-    /// The rule of the user that an event meets.
-    fn find_rule<R: Read + ?Sized>(
-        &self,
-        room: &RoomRow,
-        scene: &Scene<'_, R>,
-        owner: &Owner<'_>,
-    ) -> Result<Option<Explained>, Fault> {
-        let default = || Compiled::new(&defaults::default_rules(self.user_id), self.user_id);
-        let rules = self.own.rules.as_ref().unwrap_or_else(|| self.defaults.get_or_init(default));
-        let local = rules.in_room(room.id.as_str());
-        let mut look = self.steps.borrow_mut();
-        let allowed = EVENT_STEPS.min(look.left());
-        let mut steps = Steps::new(allowed);
-        let judged = local.judge(scene, owner, &mut steps);
-        let taken = allowed.saturating_sub(steps.left());
-        // If too few steps are left, the next event ends the look.
-        look.take(usize::try_from(taken).unwrap_or(usize::MAX)).unwrap_or(());
-        match judged {
-            Ok(rule) => Ok(rule.map(|rule| Explained {
-                rule_id: rule.id.clone(),
-                actions: rule.actions.clone(),
-                outcome: rule.outcome,
-            })),
-            Err(Halt::Fault(fault)) => Err(fault),
-            Err(Halt::OutOfSteps) => Ok(None),
-        }
     }
 
     fn floors<'p>(&'p self, read: &(impl Read + ?Sized), place: Place<'p>) -> Result<Floors<'p>, Fault> {
@@ -540,15 +478,7 @@ impl Reader<'_> {
             Err(Halt::OutOfSteps) => {
                 let reason = "judging it by the user's own rules takes too many steps";
                 tracing::debug!(user = %self.user, room = %place.num, event = %stored.event(), reason, "an event counts by class");
-                let outcomes = classes::judge_for(&scene, lane, self.user_id)?;
-                let (others, threads) = rules.apart_from_threads();
-                match threads {
-                    Threads::BySubscription if lane != Lane::MAIN => (outcomes.subscribed, outcomes.mentions),
-                    _ => {
-                        let outcome = Class::closest_to(&others).outcome(outcomes);
-                        (outcome, outcome)
-                    }
-                }
+                self.judge_by_class(rules, &scene, lane)?
             }
         };
         Ok(Some(Notified { order: stored.order, lane, outcome, unsubscribed }))
@@ -592,8 +522,10 @@ fn add_judged(
 }
 
 mod again;
+mod explain;
 
 pub use again::{Invitation, Notifies};
+pub use explain::Explained;
 
 #[cfg(test)]
 mod tests {

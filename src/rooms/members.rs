@@ -30,7 +30,7 @@ pub(crate) use servers::{
 };
 pub use servers::{
     count_joined_at, has_known_members, has_other_servers, is_server_joined, list_servers, list_servers_at,
-    list_servers_ever, server_left_at, was_server_joined,
+    list_servers_came_at, list_servers_ever, server_left_at, was_server_joined,
 };
 pub(crate) use sharing::{
     find_joined, find_joined_in_any, find_sharing, list_joined_of, list_rooms_of_other, share_room,

@@ -5,11 +5,12 @@
 //! see the newest of them, from the part of the index below what that reader may see.
 
 pub(in crate::rooms) mod check;
+pub(crate) mod edits;
 
-use std::{borrow::Cow, cmp::Reverse, collections::BTreeMap, iter::Peekable, ops::Bound};
+use std::{borrow::Cow, cmp::Reverse, iter::Peekable, ops::Bound};
 
 use ruma::{EventId, OwnedEventId, OwnedUserId, UserId, api::error::ErrorKind};
-use serde::{Deserialize, de::IgnoredAny};
+use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
 use crate::{
@@ -18,11 +19,11 @@ use crate::{
     rooms::{
         build::Draft,
         event::{self, StoredEvent},
+        relations::edits::{is_edit_of, newest_edit, sent},
         view::RoomView,
         visibility::Sight,
     },
     schema,
-    schema::event_types::{ENCRYPTED, REPLACE},
     schema::{
         push::Lane,
         relations::{InThread, RelatedRow, RelationKind, RelationRow},
@@ -399,61 +400,6 @@ fn move_thread(
         schema::THREAD.put(batch, (room, new), &root);
     }
     related.thread_tip = tip;
-}
-
-/// Whether an event is a valid edit of another. Only messages are edited: redacted events and state events have no
-/// edits, an edit is not edited itself, nobody edits the events of others, and an edit says what the event reads now.
-///
-/// Specification: client-server API, "Validity of replacement events".
-pub(in crate::rooms) fn is_edit_of(original: &StoredEvent, edit: &StoredEvent) -> bool {
-    can_be_edited(original)
-        && original.row.sender() == edit.row.sender()
-        && original.row.event_type() == edit.row.event_type()
-        && edit.row.header.state_key.is_none()
-        && has_new_content(edit)
-}
-
-/// Whether an edit has `m.new_content`. Only clients can tell that of an encrypted one.
-fn has_new_content(edit: &StoredEvent) -> bool {
-    #[derive(Deserialize)]
-    struct Content {
-        #[serde(rename = "m.new_content")]
-        _new_content: BTreeMap<String, IgnoredAny>,
-    }
-    edit.row.event_type() == ENCRYPTED || serde_json::from_str::<Content>(edit.row.content()).is_ok()
-}
-
-pub(in crate::rooms) fn can_be_edited(original: &StoredEvent) -> bool {
-    let is_edit = || relates_to(original.row.content()).is_some_and(|relation| relation.rel_type == REPLACE);
-    !original.row.is_redacted() && original.row.header.state_key.is_none() && !is_edit()
-}
-
-/// Gives the rank of an edit: the one sent later counts, and of two sent at once the one with the greater id.
-fn sent(edit: &StoredEvent) -> (u64, &schema::rooms::EventKey) {
-    (edit.row.header.sent_ms, &edit.row.header.key)
-}
-
-/// Finds the edit that counts among those that a reader sees, who sees nothing above `until`.
-pub(in crate::rooms) fn newest_edit(
-    read: &(impl Read + ?Sized),
-    room: RoomNum,
-    original: &StoredEvent,
-    until: Order,
-    sees: impl Fn(&StoredEvent) -> Result<bool, Fault>,
-) -> Result<Option<StoredEvent>, Fault> {
-    let mut newest = None::<StoredEvent>;
-    let parent = original.event();
-    let rows = list_kind(read, room, parent, RelationKind::Replace, upto(until), Direction::Down)?;
-    for row in rows.take(AGAIN_MAX) {
-        let Some(edit) = event::find(read, room, row?.1.event)? else { continue };
-        if is_edit_of(original, &edit)
-            && newest.as_ref().is_none_or(|old| sent(old) < sent(&edit))
-            && sees(&edit)?
-        {
-            newest = Some(edit);
-        }
-    }
-    Ok(newest)
 }
 
 fn newest_of(

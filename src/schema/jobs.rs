@@ -102,6 +102,14 @@ pub enum Job {
         /// The room, and the joins.
         left: Left,
     },
+    /// Finds out what became of a join that was on its way by way of another server when this server ended, and gives it up where it came to
+    /// nothing here.
+    EndJoin {
+        /// The user who was joining.
+        user: UserNum,
+        /// The room, and the joins.
+        left: Left,
+    },
     /// Has a user leave a room that was to replace another one, and that nobody named when the work on it ended early.
     AbandonRoom {
         /// The user who made the room.
@@ -142,6 +150,13 @@ pub enum Job {
         /// The user who was erased.
         user: UserNum,
     },
+    /// Forgets a temporary link to media whose time is over.
+    EndLink {
+        /// The user who made it.
+        user: UserNum,
+        /// The id of the link.
+        id: String,
+    },
 }
 
 /// The user or the room whose job it is. Those of one owner share places, so that nobody's jobs hold up those of others.
@@ -171,7 +186,7 @@ pub struct Move {
     pub to: OwnedRoomId,
 }
 
-/// A room that a user left while joins of theirs were on their way, which may come true yet.
+/// A room that a user is not in, or gave up, while joins of theirs are on their way, which may come true yet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Left {
     /// The id of the room, of which this server may know nothing yet.
@@ -195,6 +210,8 @@ struct Tended {
 impl Job {
     /// The kind of [`Self::LeaveAgain`], whose jobs are found by their user and room.
     pub const LEAVE_AGAIN: u8 = 14;
+    /// The kind of [`Self::EndJoin`], whose jobs begin when the server starts.
+    pub const END_JOIN: u8 = 18;
     /// The kind of [`Self::CompleteState`], whose jobs begin again when the server starts.
     pub const COMPLETE_STATE: u8 = 9;
     const TAKE_LEFT_OUT: u8 = 10;
@@ -208,7 +225,7 @@ impl Job {
 
     /// Whether this version knows the kind of job that has this number.
     pub fn is_known(kind: u8) -> bool {
-        (1..=17).contains(&kind) || (21..=24).contains(&kind)
+        (1..=18).contains(&kind) || (21..=25).contains(&kind)
     }
 
     /// The number of its kind, for ever.
@@ -231,10 +248,12 @@ impl Job {
             Self::LeaveAgain { .. } => Self::LEAVE_AGAIN,
             Self::ForgetEnded { .. } => 15,
             Self::AbandonRoom { .. } => 17,
+            Self::EndJoin { .. } => Self::END_JOIN,
             Self::TendBlob { .. } => 21,
             Self::EndUnused { .. } => 22,
             Self::TendMedia { .. } => Self::TEND_MEDIA,
             Self::ForgetMedia { .. } => 24,
+            Self::EndLink { .. } => 25,
         }
     }
 
@@ -258,10 +277,12 @@ impl Job {
             Self::LeaveAgain { .. } => "leave_again",
             Self::ForgetEnded { .. } => "forget_ended",
             Self::AbandonRoom { .. } => "abandon_room",
+            Self::EndJoin { .. } => "end_join",
             Self::TendBlob { .. } => "tend_blob",
             Self::EndUnused { .. } => "end_unused",
             Self::TendMedia { .. } => "tend_media",
             Self::ForgetMedia { .. } => "forget_media",
+            Self::EndLink { .. } => "end_link",
         }
     }
 
@@ -312,6 +333,12 @@ impl Job {
             Self::LeaveAgain { user, left } => {
                 format!("user {user} stays in the room {} if a join comes true that they gave up", left.room)
             }
+            Self::EndJoin { user, left } => {
+                format!(
+                    "others may see user {user} in the room {}, which the user did not come into",
+                    left.room
+                )
+            }
             Self::Expire { room } => {
                 format!("messages of room {room} whose lifetime is over stay in the store, and are shown")
             }
@@ -326,6 +353,9 @@ impl Job {
             }
             Self::TendMedia { .. } => "media stay that were kept long enough".to_owned(),
             Self::ForgetMedia { user } => format!("files of user {user}, who was erased, stay"),
+            Self::EndLink { user, id } => {
+                format!("the link {id} of user {user}, whose time is over, stays in the store")
+            }
         }
     }
 
@@ -334,12 +364,14 @@ impl Job {
         match self {
             Self::TrimLog | Self::TendBlob { .. } | Self::TendMedia { .. } => Owner::Server,
             Self::EndUnused { user, .. }
+            | Self::EndLink { user, .. }
             | Self::ForgetMedia { user }
             | Self::TellRooms { user }
             | Self::CarryOver { user, .. }
             | Self::SweepDevices { user }
             | Self::SendDelayed { user }
             | Self::AbandonRoom { user, .. }
+            | Self::EndJoin { user, .. }
             | Self::LeaveAgain { user, .. } => Owner::User(*user),
             Self::ForgetOriginal { room, .. }
             | Self::ForgetSent { room, .. }
@@ -366,6 +398,7 @@ impl Job {
             | Self::ForgetMedia { .. }
             | Self::Expire { .. } => true,
             Self::EndUnused { .. }
+            | Self::EndLink { .. }
             | Self::TellRooms { .. }
             | Self::CarryOver { .. }
             | Self::ForgetOriginal { .. }
@@ -378,6 +411,7 @@ impl Job {
             | Self::TakeLeftOut { .. }
             | Self::AbandonRoom { .. }
             | Self::ForgetEnded { .. }
+            | Self::EndJoin { .. }
             | Self::LeaveAgain { .. } => false,
         }
     }
@@ -394,7 +428,7 @@ impl Job {
                 let content = serde_json::json!({ "from": moved.from, "to": moved.to }).to_string();
                 (two(user.0, room.0), content.into())
             }
-            Self::LeaveAgain { user, left } => {
+            Self::LeaveAgain { user, left } | Self::EndJoin { user, left } => {
                 let content = serde_json::json!({ "room": left.room, "joins": left.joins, "servers": left.servers, "until_ms": left.until_ms });
                 let key = [user.0.to_be_bytes().as_slice(), left.room.as_bytes()].concat();
                 (key, content.to_string().into())
@@ -402,7 +436,7 @@ impl Job {
             Self::TendBlob { digest, generation } => {
                 ([digest.0.as_slice(), &generation.to_be_bytes()].concat(), Bytes::new())
             }
-            Self::EndUnused { user, id } => {
+            Self::EndUnused { user, id } | Self::EndLink { user, id } => {
                 ([user.0.to_be_bytes().as_slice(), id.as_bytes()].concat(), Bytes::new())
             }
             Self::TendMedia { after } => {
@@ -464,6 +498,11 @@ impl Job {
                 user: UserNum(number(8)?),
                 number: EventNum(number(16)?),
             }),
+            18 => {
+                let left = serde_json::from_slice(&timer.row.content);
+                let left = left.map_err(|_| Fault::Corrupt("a job does not name a room that was joined"))?;
+                Ok(Self::EndJoin { user: UserNum(number(0)?), left })
+            }
             17 => Ok(Self::AbandonRoom { user: UserNum(number(0)?), room: RoomNum(number(8)?) }),
             21 => {
                 let parts = timer.key.split_first_chunk::<32>();
@@ -482,6 +521,11 @@ impl Job {
                 Ok(Self::TendMedia { after: progress.after })
             }
             24 => Ok(Self::ForgetMedia { user: UserNum(number(0)?) }),
+            25 => {
+                let id = timer.key.get(8..).and_then(|id| String::from_utf8(id.to_vec()).ok());
+                let id = id.ok_or(Fault::Corrupt("a job does not name a link"))?;
+                Ok(Self::EndLink { user: UserNum(number(0)?), id })
+            }
             _ => Err(Fault::Corrupt("a job is of an unknown kind")),
         }
     }
@@ -516,12 +560,14 @@ mod tests {
             Job::SendDelayed { user: UserNum(7) },
             Job::TendSticky { room: RoomNum(9) },
             Job::MoveNames { from: RoomNum(9), to: RoomNum(11) },
-            Job::LeaveAgain { user: UserNum(7), left },
+            Job::LeaveAgain { user: UserNum(7), left: left.clone() },
+            Job::EndJoin { user: UserNum(7), left },
             Job::ForgetEnded { room: RoomNum(9), user: UserNum(7), number: EventNum(1) },
             Job::AbandonRoom { user: UserNum(7), room: RoomNum(9) },
             Job::TendBlob { digest: Digest([7; 32]), generation: 9 },
             Job::EndUnused { user: UserNum(7), id: "an_id".to_owned() },
             Job::ForgetMedia { user: UserNum(7) },
+            Job::EndLink { user: UserNum(7), id: "an_id".to_owned() },
             Job::TendMedia { after: None },
             Job::TendMedia { after: Some(("other.example".to_owned(), "an_id".to_owned())) },
         ];

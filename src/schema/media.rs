@@ -65,6 +65,23 @@ pub enum BlobState {
     Removing,
 }
 
+/// The place where an object lies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Home {
+    /// The local disk: `[media] directory`.
+    #[default]
+    Disk,
+    /// The bucket of an S3-compatible store: `[media.s3]`.
+    S3,
+}
+
+impl Home {
+    fn is_disk(&self) -> bool {
+        *self == Self::Disk
+    }
+}
+
 /// A blob: bytes that are stored once, however many items have them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlobRow {
@@ -77,6 +94,16 @@ pub struct BlobRow {
     /// When its timer is due, in milliseconds since the epoch; none has one while it is live.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub due_ms: Option<u64>,
+    /// The place where its object lies, or is about to.
+    #[serde(default, skip_serializing_if = "Home::is_disk")]
+    pub home: Home,
+    /// The highest generation that was given to a copy in another place; 0 if none was.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub reserved: u32,
+    /// Whether an operator has quarantined these bytes, by the name of an item: an item that comes with them is quarantined from its
+    /// beginning.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub is_quarantined: bool,
 }
 
 /// The bytes of an item, and how they are shown.
@@ -98,7 +125,7 @@ pub struct ContentRow {
 pub struct ItemRow {
     /// When the URI was made, or when the item was fetched from its server, in milliseconds since the epoch.
     pub at_ms: u64,
-    /// The user of this server who made it. None for an item of another server.
+    /// The user of this server who made it. None for an item of another server, and for the image of a preview.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<UserNum>,
     /// The bytes. None while nobody has uploaded any.
@@ -107,6 +134,9 @@ pub struct ItemRow {
     /// The URI ends then if nobody has uploaded anything, in milliseconds since the epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_ms: Option<u64>,
+    /// It is the image of a preview, which nobody has uploaded here and no other server has: it is kept as long as its preview.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub is_preview: bool,
     /// The endpoints without authentication give it, because they gave new media when it came.
     #[serde(default, skip_serializing_if = "is_false")]
     pub is_open: bool,
@@ -122,6 +152,10 @@ fn is_false(it: &bool) -> bool {
     !*it
 }
 
+fn is_zero(it: &u32) -> bool {
+    *it == 0
+}
+
 /// A thumbnail that was made of an item.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ThumbnailRow {
@@ -133,12 +167,32 @@ pub struct ThumbnailRow {
     pub content_type: String,
 }
 
+/// A temporary link to an item.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkRow {
+    /// The id by which its user names it; it opens nothing.
+    pub id: String,
+    /// The user who made it.
+    pub user: UserNum,
+    /// The server of the item.
+    pub server: String,
+    /// The media id of the item.
+    pub media_id: String,
+    /// When it was made, in milliseconds since the epoch.
+    pub at_ms: u64,
+    /// When it ends, in milliseconds since the epoch.
+    pub expires_ms: u64,
+    /// It is for one opening alone.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub is_once: bool,
+}
+
 /// How much media a user has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UsedRow {
     /// The number of items, without those that have no bytes yet.
     pub items: u64,
-    /// The number of their bytes, as if each item had its own.
+    /// The number of their bytes, as if each item had its own, and of those of files that were made smaller and are kept.
     pub bytes: u64,
     /// The number of items that have no bytes yet.
     #[serde(default)]
@@ -168,10 +222,24 @@ mod tests {
     }
 
     #[test]
+    fn a_blob_of_before_there_were_buckets_lies_on_the_disk() {
+        let json = r#"{"state":"live","generation":0,"bytes":7}"#;
+        let row: BlobRow = serde_json::from_str(json).unwrap();
+        assert_eq!((row.home, row.reserved), (Home::Disk, 0));
+        assert_eq!(serde_json::to_string(&row).unwrap(), json);
+    }
+
+    #[test]
     fn rows_hold_what_is_there_and_nothing_else() {
         let json = r#"{"at_ms":1}"#;
         let row: ItemRow = serde_json::from_str(json).unwrap();
         assert_eq!(serde_json::to_string(&row).unwrap(), json);
-        assert!(!row.is_open && !row.is_quarantined && !row.is_protected && row.content.is_none());
+        assert!(
+            !row.is_preview
+                && !row.is_open
+                && !row.is_quarantined
+                && !row.is_protected
+                && row.content.is_none()
+        );
     }
 }

@@ -33,6 +33,13 @@ fn yes() -> bool {
     true
 }
 
+impl PusherRow {
+    /// Whether the pusher mails digests to its pushkey, and asks no gateway. Such a pusher belongs to the account and not to a device.
+    pub fn is_email(&self) -> bool {
+        self.pusher.get("kind").and_then(serde_json::Value::as_str) == Some("email")
+    }
+}
+
 /// How far a pusher has come, as far as a crash must not forget it. A pusher that has come as far as the reader of the log needs no newer
 /// row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

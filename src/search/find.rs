@@ -16,7 +16,7 @@ use std::{
 use tantivy::{
     DocId, Score, SegmentOrdinal, SegmentReader, Term,
     collector::{Collector, SegmentCollector},
-    columnar::ColumnValues,
+    columnar::{Column, ColumnValues},
     query::{
         Bm25StatisticsProvider, BooleanQuery, BoostQuery, ConstScoreQuery, Occur, PhraseQuery, Query,
         TermQuery,
@@ -179,10 +179,16 @@ pub struct Key {
 pub struct Scope {
     /// The number of the room.
     pub room: RoomNum,
-    /// Only events whose anchors are in one of these ranges are found: the first and the last of each, rising.
+    /// Only events whose anchors are in one of these ranges are found, by the newest text among those of edits that are there, too: the first
+    /// and the last of each range, rising.
     pub seen: Vec<(Position, Position)>,
-    /// Texts of edits above this number are not found, where there is such a bound, but those whose place they took.
-    pub edits_upto: Option<EventNum>,
+}
+
+impl Scope {
+    fn sees(&self, anchor: u64) -> bool {
+        let at = self.seen.partition_point(|(_, last)| last.number() < anchor);
+        self.seen.get(at).is_some_and(|(first, _)| first.number() <= anchor)
+    }
 }
 
 /// A question to the index.
@@ -364,7 +370,9 @@ struct Columns {
     room: Arc<dyn ColumnValues<u64>>,
     event: Arc<dyn ColumnValues<u64>>,
     edit: Arc<dyn ColumnValues<u64>>,
-    until: Arc<dyn ColumnValues<u64>>,
+    edit_anchor: Arc<dyn ColumnValues<u64>>,
+    /// None where no document of the segment has a later text.
+    later: Option<Column<u64>>,
     anchor: Arc<dyn ColumnValues<u64>>,
     sent: Arc<dyn ColumnValues<u64>>,
     flags: Arc<dyn ColumnValues<u64>>,
@@ -405,7 +413,8 @@ impl Collector for Best {
             room: column(column::ROOM)?,
             event: column(column::EVENT)?,
             edit: column(column::EDIT)?,
-            until: column(column::UNTIL)?,
+            edit_anchor: column(column::EDIT_ANCHOR)?,
+            later: segment.fast_fields().column_opt(column::LATER)?,
             anchor: column(column::ANCHOR)?,
             sent: column(column::SENT)?,
             flags: column(column::FLAGS)?,
@@ -453,16 +462,12 @@ impl BestOfSegment {
             self.last = self.rooms.binary_search_by_key(&room, |scope| scope.room.0).ok()?;
         }
         let scope = self.rooms.get(self.last)?;
-        let anchor = self.columns.anchor.get_val(doc);
-        let at = scope.seen.partition_point(|(_, last)| last.number() < anchor);
-        let is_seen = scope.seen.get(at).is_some_and(|(first, _)| first.number() <= anchor);
-        let (edit, until) = (self.columns.edit.get_val(doc), self.columns.until.get_val(doc));
         // Each searcher finds one text of an event: the newest of those that they see.
-        let is_theirs = match scope.edits_upto {
-            Some(upto) => edit <= upto.0 && (until == 0 || until > upto.0),
-            None => until == 0,
-        };
-        (is_seen && is_theirs).then_some(self.last)
+        let is_seen = scope.sees(self.columns.anchor.get_val(doc))
+            && (self.columns.edit.get_val(doc) == 0 || scope.sees(self.columns.edit_anchor.get_val(doc)));
+        let later = self.columns.later.as_ref();
+        let is_newest = later.is_none_or(|later| !later.values_for_doc(doc).any(|anchor| scope.sees(anchor)));
+        (is_seen && is_newest).then_some(self.last)
     }
 }
 

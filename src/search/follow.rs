@@ -18,7 +18,8 @@ use crate::{
         self,
         change::FILLED_AT_ONCE_MAX,
         event::{self, StoredEvent},
-        filter, relations,
+        filter,
+        relations::{self, edits},
     },
     schema,
     schema::event_types::{ENCRYPTION, MESSAGE, NAME, REDACTION, REPLACE, TOPIC},
@@ -30,6 +31,11 @@ use crate::{
 const PAGE_MAX: usize = 2_000;
 /// A walk reads at most this many events at once.
 const WALKED_AT_ONCE: usize = if cfg!(test) { 5 } else { 2_000 };
+/// A message is found by the texts of at most this many of its edits, the newest. Who sees older ones alone does not find it.
+const EDITS_MAX: usize = 32;
+/// A message is found by the texts of no further edits once those of its newest have this many bytes, because each edit has all of them
+/// indexed again.
+const EDITS_BYTES_MAX: usize = 64 << 10;
 /// The text of a `m.topic` is looked for among at most this many representations.
 const REPRESENTATIONS_MAX: usize = 20;
 
@@ -237,17 +243,18 @@ impl<R: Read + ?Sized> Page<'_, '_, R> {
         Ok(is_encrypted)
     }
 
-    /// Adds the documents of an event as it is now: none for one that no search finds, and two for one that was edited, because who left
-    /// before the edit finds it by its own text.
+    /// Adds the documents of an event as it is now: none for one that no search finds, and one for each text of a message that was edited,
+    /// because who does not see an edit finds it by the text before.
     fn add(&mut self, room: RoomNum, stored: &StoredEvent) -> Result<()> {
-        let newest = find_edit(self.read, room, stored)?;
-        if let Some(edit) = &newest
-            && let Some(document) = self.document(room, stored, Some(edit))?
-        {
-            self.change.add(&document)?;
+        let mut later = Vec::new();
+        for edit in list_edits(self.read, room, stored)? {
+            if let Some(document) = self.document(room, stored, Some(&edit))? {
+                self.change.add(&Document { later: later.clone(), ..document })?;
+            }
+            later.push((edit.event(), edit.order.anchor));
         }
         if let Some(own) = self.document(room, stored, None)? {
-            self.change.add(&Document { until: newest.as_ref().map(StoredEvent::event), ..own })?;
+            self.change.add(&Document { later, ..own })?;
         }
         Ok(())
     }
@@ -269,8 +276,8 @@ impl<R: Read + ?Sized> Page<'_, '_, R> {
         Ok(Some(Document {
             room,
             event: stored.event(),
-            edit: edit.map(StoredEvent::event),
-            until: None,
+            edit: edit.map(|edit| (edit.event(), edit.order.anchor)),
+            later: Vec::new(),
             order: stored.order,
             sent_ms: stored.row.header.sent_ms.min(self.now_ms),
             kind,
@@ -294,18 +301,25 @@ fn target_of(
     }
 }
 
-/// Gives the edit whose text is that of a message now, if it was edited.
-pub fn find_edit(
+/// Lists the edits of a message by whose texts it is found, the one that counts first.
+fn list_edits(
     read: &(impl Read + ?Sized),
     room: RoomNum,
     stored: &StoredEvent,
-) -> Result<Option<StoredEvent>, Fault> {
+) -> Result<Vec<StoredEvent>, Fault> {
     if stored.row.event_type() != MESSAGE || stored.row.header.state_key.is_some() {
-        return Ok(None);
+        return Ok(Vec::new());
     }
-    let edit = schema::RELATED.get(read, (room, stored.event()))?.and_then(|related| related.edit);
-    let edit = edit.map(|edit| event::find(read, room, edit)).transpose()?.flatten();
-    Ok(edit.filter(|edit| !edit.row.is_redacted()))
+    let mut edits = edits::list_edits(read, room, stored, EDITS_MAX)?;
+    let mut bytes = 0;
+    let kept = edits.iter().take_while(|edit| {
+        let is_kept = bytes < EDITS_BYTES_MAX;
+        bytes += edit.row.content().len();
+        is_kept
+    });
+    let kept = kept.count();
+    edits.truncate(kept);
+    Ok(edits)
 }
 
 /// Gives the text by which an event is found: its own, or that of this edit. `None` for an event that has none: that is redacted, unseen,

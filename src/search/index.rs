@@ -35,7 +35,7 @@ use crate::{
 };
 
 /// The number of what is kept of a message, and of how its words are made. An index of another number is made anew.
-const LAYOUT: u32 = 3;
+const LAYOUT: u32 = 4;
 /// The directory of the index in the server's data directory.
 const DIRECTORY: &str = "search";
 /// Segments of which more than this part was deleted are written anew when others are merged.
@@ -76,10 +76,10 @@ pub struct Document {
     pub room: RoomNum,
     /// The number of the event in its room.
     pub event: EventNum,
-    /// The edit of which this is the text; none for the text of the event itself.
-    pub edit: Option<EventNum>,
-    /// The edit whose text took the place of this one: only who does not see that edit finds this text. None for the newest text.
-    pub until: Option<EventNum>,
+    /// The edit of which this is the text, with its anchor in the room; none for the text of the event itself.
+    pub edit: Option<(EventNum, Position)>,
+    /// The edits that count before this text, with their anchors: only who sees none of them finds this text. None for the newest text.
+    pub later: Vec<(EventNum, Position)>,
     /// The place of the event in its room.
     pub order: Place,
     /// When the event was sent, in milliseconds since the epoch, and never later than it was indexed.
@@ -182,12 +182,13 @@ pub(super) struct Fields {
     pub(super) beginnings: Field,
     /// The room and the event.
     key: Field,
-    /// The room and the edit whose text this is, or whose text took the place of this one.
+    /// The room and the edits whose text this is, or which count before it.
     edit_key: Field,
     pub(super) room: Field,
     event: Field,
     edit: Field,
-    until: Field,
+    edit_anchor: Field,
+    later: Field,
     anchor: Field,
     sent: Field,
     flags: Field,
@@ -199,7 +200,8 @@ pub(super) mod column {
     pub(in crate::search) const ROOM: &str = "room";
     pub(in crate::search) const EVENT: &str = "event";
     pub(in crate::search) const EDIT: &str = "edit";
-    pub(in crate::search) const UNTIL: &str = "until";
+    pub(in crate::search) const EDIT_ANCHOR: &str = "edit_anchor";
+    pub(in crate::search) const LATER: &str = "later";
     pub(in crate::search) const ANCHOR: &str = "anchor";
     pub(in crate::search) const SENT: &str = "sent";
     pub(in crate::search) const FLAGS: &str = "flags";
@@ -218,7 +220,8 @@ fn schema() -> (Schema, Fields) {
         room: schema.add_u64_field(column::ROOM, INDEXED | FAST),
         event: schema.add_u64_field(column::EVENT, FAST),
         edit: schema.add_u64_field(column::EDIT, FAST),
-        until: schema.add_u64_field(column::UNTIL, FAST),
+        edit_anchor: schema.add_u64_field(column::EDIT_ANCHOR, FAST),
+        later: schema.add_u64_field(column::LATER, FAST),
         anchor: schema.add_u64_field(column::ANCHOR, FAST),
         sent: schema.add_u64_field(column::SENT, FAST),
         flags: schema.add_u64_field(column::FLAGS, FAST),
@@ -456,9 +459,9 @@ impl Change<'_> {
         Ok(())
     }
 
-    /// Adds a document, which must not be in the index. An event has one for its newest text, and one for its own where that is older.
+    /// Adds a document, which must not be in the index. An event has one for its own text, and one for that of each edit.
     pub fn add(&mut self, document: &Document) -> Result<()> {
-        let Document { room, event, edit, until, order, sent_ms, kind, has_url, sender, text } = document;
+        let Document { room, event, edit, later, order, sent_ms, kind, has_url, sender, text } = document;
         let words = words::list(text);
         if words.is_empty() {
             return Ok(());
@@ -473,14 +476,17 @@ impl Change<'_> {
         let tokens = beginnings;
         made.add_pre_tokenized_text(fields.beginnings, PreTokenizedString { text: String::new(), tokens });
         made.add_bytes(fields.key, &key_of(*room, *event));
-        if let Some(edit) = edit.or(*until) {
-            made.add_bytes(fields.edit_key, &key_of(*room, edit));
-            self.writing.edits.insert((*room, edit), *event);
+        for (edit, _) in edit.iter().chain(later) {
+            made.add_bytes(fields.edit_key, &key_of(*room, *edit));
+            self.writing.edits.insert((*room, *edit), *event);
         }
         made.add_u64(fields.room, room.0);
         made.add_u64(fields.event, event.0);
-        made.add_u64(fields.edit, edit.map_or(0, |edit| edit.0));
-        made.add_u64(fields.until, until.map_or(0, |until| until.0));
+        made.add_u64(fields.edit, edit.map_or(0, |(edit, _)| edit.0));
+        made.add_u64(fields.edit_anchor, edit.map_or(0, |(_, anchor)| anchor.number()));
+        for (_, anchor) in later {
+            made.add_u64(fields.later, anchor.number());
+        }
         made.add_u64(fields.anchor, order.anchor.number());
         made.add_u64(fields.sent, *sent_ms);
         made.add_u64(fields.flags, kind.bit() | if *has_url { HAS_URL } else { 0 });
@@ -495,7 +501,7 @@ impl Change<'_> {
         self.delete(Term::from_field_bytes(self.fields().key, &key_of(room, event)))
     }
 
-    /// Deletes the documents whose text is that of this edit or was replaced by it, and answers the events that it edited.
+    /// Deletes the documents whose text is that of this edit or older, and answers the events that it edited.
     pub fn delete_edit(&mut self, room: RoomNum, edit: EventNum) -> Result<Vec<EventNum>> {
         let mut edited: Vec<EventNum> = self.writing.edits.get(&(room, edit)).copied().into_iter().collect();
         let (searcher, fields) = self.index.searcher();

@@ -66,6 +66,8 @@ async fn run_here(
     // A command that is soon over has no business with other servers: they are told when the server runs.
     config.federation.enabled &= command.is_about_servers();
     config.search.enabled &= command.is_about_search();
+    // A mail that is on its way when the command is over would be sent again.
+    config.email.host.clear();
     let server = Server::start(config, Env::real()?, store, Some(Lead::of_only_node()))?;
     let (sender, mut receiver) = mpsc::channel::<Progress>(PROGRESS_MAX);
     let work = operate(server.app(), command, tell(sender));

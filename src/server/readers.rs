@@ -71,7 +71,8 @@ pub(super) fn start(app: &App, _lead: &Lead, written: &watch::Receiver<()>) -> R
     for reader in all() {
         app.env.spawn(run(app.clone(), reader, written.clone()));
     }
-    app.gateways.start(written.clone(), Arc::new(pushers::Rows::of(app)))?;
+    let rows = Arc::new(pushers::Rows::of(app));
+    app.gateways.start(written.clone(), rows.clone(), rows)?;
     // The reader that tells other servers keeps its own cursor, which moves only when they have taken what it read.
     if !app.config.federation.enabled {
         return Ok(());

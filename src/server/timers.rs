@@ -6,7 +6,11 @@ use tokio::time::Instant;
 
 use crate::{
     error::Result,
-    flows::{App, follow_up, jobs, media, remote::late, room::expire},
+    flows::{
+        App, follow_up, jobs, media,
+        remote::{cut_off, late},
+        room::expire,
+    },
     schema::jobs::Job,
     server::Lead,
     store::timer::FIRED_A_SECOND_MAX,
@@ -41,6 +45,9 @@ async fn run(app: App) {
     }
     if let Err(error) = late::look_up(&app) {
         tracing::error!(%error, "rooms that were left while they were joined could not be looked up; their timers are due later");
+    }
+    if let Err(error) = cut_off::begin_all(&app) {
+        tracing::error!(%error, "joins that the last run of the server has cut off could not be looked up; their timers are due later");
     }
     if let Err(error) = expire::review(&app).await {
         tracing::error!(%error, "rooms could not be gone through for messages whose lifetime is over; the next start tries again");

@@ -142,6 +142,35 @@ async fn state_is_set_when_it_is_due_whoever_has_set_it_meanwhile() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_client_that_names_no_transaction_schedules_too() {
+    let server = TestServer::new();
+    let (alice, _, room) = room_of_two(&server).await;
+    let path = |query: &str| format!("/_matrix/client/v3/rooms/{}/send/m.test{query}", encoded(&room));
+    let post = async |query: &str, body: &str| alice.post(&path(query), json!({ "body": body })).await;
+    let (status, answer) = post("?org.matrix.msc4140.delay=5000", "later").await;
+    assert_eq!(status, StatusCode::OK, "{answer}");
+    let id = id_of(&answer);
+    // Without a transaction each request schedules an event of its own.
+    assert_ne!(id_of(&post("?org.matrix.msc4140.delay=6000", "later still").await.1), id);
+    assert_eq!(post("", "now").await.0, StatusCode::OK);
+    assert_eq!(bodies(&alice, &room).await, ["now"]);
+    assert_eq!(waiting(&alice).await.len(), 2);
+    sleep(&server, 8).await;
+    assert_eq!(bodies(&alice, &room).await, ["now", "later", "later still"]);
+    let most = "?org.matrix.msc4140.delay=99999999999999";
+    for (query, code) in [
+        ("?org.matrix.msc4140.delay=soon", "M_INVALID_PARAM"),
+        ("?org.matrix.msc4140.delay=0", "M_INVALID_PARAM"),
+        (most, "M_UNKNOWN"),
+        ("?org.matrix.msc4354.sticky_duration_ms=3600001", "M_INVALID_PARAM"),
+    ] {
+        let (status, json) = post(query, "never").await;
+        assert!(status.is_client_error() && json["errcode"] == code, "{query}: {status} {json}");
+    }
+    assert_eq!(bodies(&alice, &room).await.len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_newer_endpoint_schedules_messages_and_state() {
     let server = TestServer::new();
     let (alice, _, room) = room_of_two(&server).await;

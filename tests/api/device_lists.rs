@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use aqueduct::{
     config::Bucket,
+    encryption::elsewhere,
     schema,
     store::{Direction, Durability, Engine, Store, engine::Memory},
 };
@@ -672,4 +673,20 @@ async fn each_device_of_a_claim_counts_for_the_host_of_the_server_that_claims() 
     assert_eq!(status, StatusCode::OK, "{answer}");
     let (status, answer) = claim(60).await;
     assert_eq!((status, &answer["errcode"]), (StatusCode::TOO_MANY_REQUESTS, &json!("M_LIMIT_EXCEEDED")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_does_not_count_any_more_into_which_a_change_did_not_come() {
+    let script = Script::new().await;
+    script.has(5, &["A"]);
+    assert_eq!(devices(&query(&script.alice, &[BOB]).await, BOB), ["A"]);
+    let is_current = || {
+        let snapshot = script.server.server().app().store.snapshot();
+        elsewhere::is_current(&snapshot, BOB.try_into().unwrap()).unwrap()
+    };
+    assert!(is_current());
+    script.alice.ok_post(&format!("/rooms/{}/leave", script.room), json!({})).await;
+    script.tell("1", vec![update(6, &[5], "B")]).await;
+    pause(&script.server, 5).await;
+    assert!(!is_current(), "the change is not in it");
 }

@@ -143,6 +143,12 @@ async fn a_room_is_called_by_aliases_of_other_servers_that_say_so() {
     // Nobody is asked for somebody who is not in the room.
     let carol = federated.server(0).register("carol").await;
     assert_eq!(carol.put(&canonical, json!({ "alias": "#three:b.example" })).await.0, 403);
+    // Nor is anybody asked for a member who may not set it, so that the answer tells nothing of other servers' aliases.
+    carol.ok_post(&format!("/join/{}", encoded(&room)), json!({})).await;
+    for alias in ["#three:b.example", "#none:b.example", "#one:nowhere.example"] {
+        let (status, json) = carol.put(&canonical, json!({ "alias": alias })).await;
+        assert_eq!((status.as_u16(), &json["errcode"]), (403, &json!("M_FORBIDDEN")), "{alias}: {json}");
+    }
     // Those that the room has already are not asked for again.
     federated.weather(1, Weather::Refuses, Duration::ZERO);
     is_refused(json!({ "alias": "#three:b.example" })).await;

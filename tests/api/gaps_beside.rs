@@ -1,6 +1,13 @@
 //! Servers that do not answer about the gaps of their own events, and what others have of their rooms meanwhile.
 
-use std::{future::pending, time::Duration};
+use std::{
+    future::pending,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use aqueduct::{
     flows::remote::take_in::{Silence, take_in},
@@ -246,4 +253,55 @@ async fn servers_of_one_owner_do_not_keep_events_of_others_from_waiting() {
     scene.there.untwist();
     assert!(scene.comes_within(&newest, Duration::from_secs(3_600)).await.is_some());
     assert!(scene.read_all(30).await.contains(&missed[0]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_neighbour_under_the_same_owner_who_hangs_holds_up_nobody() {
+    let scene = Scene::new().await;
+    let env = scene.server.server().app().env.clone();
+    // These have two labels in common with an honest server, as tenants of a domain of dynamic addresses have.
+    for number in 0..4_u8 {
+        let (name, address) = (format!("evil{number}.dyn.test"), format!("5.6.3.{number}"));
+        let peer = Peer::new(&scene.net, &name, &address, 140 + number);
+        let user = scene.joined(&format!("@eve:{name}")).await;
+        let events = behind_gaps(&peer, &user, 0..1);
+        // Their keys are known, and then nothing is answered.
+        peer.transact(&scene.server, "first", &events, &[]).await;
+        scene.net.weather(&format!("{address}:8448"), Weather::Silent, Duration::ZERO);
+        let from = 100 + 50 * usize::from(number);
+        peer.transact(&scene.server, "second", &behind_gaps(&peer, &user, from..from + 20), &[]).await;
+    }
+    // Their workers wait for answers now.
+    env.sleep(Duration::from_secs(20)).await;
+    assert!(scene.staged() >= 80, "{}", scene.staged());
+    let honest = scene.joined("@hal:honest.dyn.test").await;
+    let peer = Peer::new(&scene.net, "honest.dyn.test", "5.6.3.100", 150);
+    let missed = peer.event(&honest, "m.room.message", None, json!({ "body": "missed" }), &honest.heads());
+    let said = peer.event(
+        &honest,
+        "m.room.message",
+        None,
+        json!({ "body": "said" }),
+        std::slice::from_ref(&missed.0),
+    );
+    let (document, gives) = (peer.own.document(BEGAN_MS).to_string(), Arc::new(AtomicBool::new(false)));
+    let (missing, given) = (missed.1.clone(), Arc::clone(&gives));
+    scene.net.serve("5.6.3.100:8448", &["honest.dyn.test"], move |arrived| {
+        let is_asked = arrived.request.uri().path().contains("get_missing_events");
+        let answer = match (is_asked, given.load(Ordering::SeqCst)) {
+            (true, true) => json!({ "events": [missing] }).to_string(),
+            (true, false) => json!({ "events": [] }).to_string(),
+            (false, _) => document.clone(),
+        };
+        ready(testing::json(200, answer))
+    });
+    // At first it does not give what its event stands on, so that this waits, too.
+    let (_, answer) = peer.transact(&scene.server, "1", std::slice::from_ref(&said.1), &[]).await;
+    assert_eq!(answer["pdus"][said.0.as_str()], json!({}), "{answer}");
+    gives.store(true, Ordering::SeqCst);
+    let took = scene.comes_within(said.0.as_str(), Duration::from_secs(600)).await;
+    assert!(took.is_some_and(|took| took < Duration::from_secs(40)), "{took:?}");
+    assert!(scene.read_all(50).await.contains(&missed.0.to_string()));
+    assert!(scene.staged() >= 80, "those who hang wait on");
+    scene.server.assert_whole();
 }

@@ -270,6 +270,22 @@ async fn invitations_mentions_and_encrypted_events_are_pushed_with_their_priorit
 }
 
 #[tokio::test(start_paused = true)]
+async fn whoever_is_invited_is_not_told_what_the_room_became() {
+    let house = House::new().await;
+    house.gateway.answer(with(502, "{}"));
+    let invited = json!({ "name": "Lunch", "invite": [house.alice.user_id] });
+    let room = house.bob.ok_post("/createRoom", invited).await["room_id"].as_str().unwrap().to_owned();
+    pause(&house.server, 5).await;
+    let path = format!("/rooms/{}/state/m.room.name", encoded(&room));
+    house.bob.ok_put(&path, json!({ "name": "How we fire Alice" })).await;
+    house.gateway.answer(with(200, "{}"));
+    pause(&house.server, 3_700).await;
+    let told = house.gateway.take();
+    let invitation = told.iter().rev().find(|told| told["membership"] == "invite").unwrap();
+    assert_eq!(invitation["room_name"], "Lunch");
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_no_longer_concerns_the_user_is_not_pushed() {
     let house = House::new().await;
     let carol = house.server.register("carol").await;
@@ -327,6 +343,27 @@ async fn after_an_outage_the_newest_of_each_room_is_pushed_in_order_and_nothing_
     assert_eq!(house.places(), [(false, Some(11))]);
     house.bob.say(&house.room, "last", "last").await;
     assert_eq!(house.texts().await, ["last"]);
+    house.server.assert_whole();
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_an_outage_rooms_that_notify_of_nothing_hide_no_other() {
+    let house = House::new().await;
+    let other = joined(&house.bob, &[&house.alice]).await;
+    house.texts().await;
+    house.gateway.answer(with(502, "{}"));
+    house.bob.say(&other, "other", "the news").await;
+    // More events than one look takes stand in the room that comes first.
+    let path = format!("/rooms/{}/send/m.room.message", encoded(&house.room));
+    for number in 0..600 {
+        let notice = json!({ "msgtype": "m.notice", "body": "nothing" });
+        house.bob.ok_put(&format!("{path}/notice{number}"), notice).await;
+    }
+    pause(&house.server, 10).await;
+    house.gateway.answer(with(200, "{}"));
+    pause(&house.server, 3_700).await;
+    let told = house.gateway.texts();
+    assert_eq!(told.last().map(String::as_str), Some("the news"), "{told:?}");
     house.server.assert_whole();
 }
 

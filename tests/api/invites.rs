@@ -1,6 +1,7 @@
 //! Invitations between servers, and knocks (server-server API, "Inviting to a room", "Leaving Rooms", "Knocking upon a room").
 
 mod bounds;
+mod hang_ups;
 
 use std::{sync::Arc, time::Duration};
 

@@ -220,7 +220,7 @@ async fn names_and_ids_lead_nowhere() {
     }
     let named = alice.download(&format!("{item}/..%2F..%2Fx%0D%0ASet-Cookie:%20a"), &[]).await;
     assert_eq!(named.status, StatusCode::OK);
-    assert_eq!(named.field("content-disposition"), "inline; filename=\"../../xSet-Cookie: a\"");
+    assert_eq!(named.field("content-disposition"), "inline; filename=\"xSet-Cookie: a\"");
     assert!(named.fields.get("set-cookie").is_none());
     let long = format!("/_matrix/media/v3/upload?filename={}", "a".repeat(1025));
     let answer = alice.ask(Method::POST, &long, &[], "x").await;

@@ -127,14 +127,16 @@ async fn operators_quarantine_protect_and_delete() {
     assert_eq!((gone.items, gone.bytes, gone.protected), (1, 3, 1));
     assert_eq!(bob.download(&two, &[]).await.status, StatusCode::OK);
     let MediaOutcome::Status(status) = command(&server, MediaCommand::Status).await else { panic!() };
-    let MediaStatus { own, others, pending, quarantined, files } = status;
+    let MediaStatus { own, others, previews, pending, quarantined, files, in_bucket } = status;
+    assert_eq!(previews, (0, 0));
     assert_eq!((own, others, pending, quarantined, files), ((2, 8), (0, 0), 0, 0, (3, 11)));
+    assert_eq!(in_bucket, (0, 0));
     let MediaOutcome::Item(entry) =
         command(&server, MediaCommand::Show { uri: format!("mxc://{of_bob}") }).await
     else {
         panic!()
     };
-    assert_eq!(entry.by.as_deref(), Some("@bob:test.example"));
+    assert_eq!(entry.user.as_deref(), Some("@bob:test.example"));
     for wrong in ["mxc://test.example/nobody", "mxc://a/../b", "https://a.example/b"] {
         let asked = MediaCommand::Show { uri: wrong.to_owned() };
         assert!(operate(server.server().app(), Command::Media(asked), |_| ()).await.is_err(), "{wrong}");

@@ -144,18 +144,26 @@ async fn other_servers_are_given_files_of_this_one_alone() {
 }
 
 /// A server of ours, a user of it, and another server that answers what a test wants.
-struct Scene {
-    net: Net,
-    server: TestServer,
-    alice: TestClient,
+pub(crate) struct Scene {
+    pub(crate) net: Net,
+    pub(crate) server: TestServer,
+    pub(crate) alice: TestClient,
 }
 
 impl Scene {
-    async fn new(answer: impl Fn(&Arrived) -> Answered + Send + Sync + 'static) -> Self {
+    pub(crate) async fn new(answer: impl Fn(&Arrived) -> Answered + Send + Sync + 'static) -> Self {
+        Self::with(Size::kib(64), answer).await
+    }
+
+    /// A scene in which files of other servers have at most this many bytes.
+    pub(crate) async fn with(
+        bytes_max: Size,
+        answer: impl Fn(&Arrived) -> Answered + Send + Sync + 'static,
+    ) -> Self {
         let net = Net::new(1);
         let store = Store::open(Engine::Memory(Default::default()), Durability::Fsync).unwrap();
         let server =
-            TestServer::start(doors(&net), store, |config| config.media.remote_bytes_max = Size::kib(64));
+            TestServer::start(doors(&net), store, |config| config.media.remote_bytes_max = bytes_max);
         let own = Peer::unheard("b.example", 2).own.document(BEGAN_MS).to_string();
         net.host("b.example", &["5.0.0.2"]);
         net.serve("5.0.0.2:8448", &["b.example"], move |arrived| {
@@ -167,7 +175,7 @@ impl Scene {
         Self { net, server, alice }
     }
 
-    async fn asked(&self) -> (u16, String) {
+    pub(crate) async fn asked(&self) -> (u16, String) {
         let answer = self.alice.download("b.example/x", &[]).await;
         let is_json = answer.status != StatusCode::OK;
         (
@@ -271,7 +279,7 @@ async fn servers_of_before_are_asked_in_the_way_that_they_know() {
         if uri.starts_with("/_matrix/federation/") {
             return json(404, r#"{"errcode":"M_UNRECOGNIZED","error":"no such endpoint"}"#);
         }
-        assert_eq!(uri, "/_matrix/media/v3/download/b.example/x?allow_remote=false&timeout_ms=20000");
+        assert_eq!(uri, "/_matrix/media/v3/download/b.example/x?allow_remote=false&timeout_ms=10000");
         assert!(arrived.request.headers().get("authorization").is_none());
         let fields = [("content-type", "text/plain"), ("content-disposition", "inline; filename=a.txt")];
         bytes(200, &fields, "of before")

@@ -99,15 +99,62 @@ async fn what_can_have_no_thumbnail_is_refused() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_item_has_a_bounded_number_of_thumbnails() {
+async fn thumbnails_of_odd_sizes_are_few_and_keep_no_usual_one_out() {
     let server = TestServer::new();
     let alice = server.register("alice").await;
-    let item = alice.upload("image/png", picture(300, 300, ImageFormat::Png)).await;
-    for side in 1..50 {
-        let answer = thumbnail(&alice, &item, &format!("width={side}&height={side}")).await;
+    let picture = picture(700, 700, ImageFormat::Png);
+    let item = alice.upload("image/png", picture).await;
+    let kept = || {
+        let rows = server.assert_whole();
+        rows.iter().find(|(table, _)| *table == "MEDIA_THUMBNAIL").unwrap().1
+    };
+    for width in (1..700).step_by(90) {
+        for height in (1..700).step_by(110) {
+            let asked = format!("width={width}&height={height}&method=crop");
+            let answer = thumbnail(&alice, &item, &asked).await;
+            assert_eq!(answer.status, StatusCode::OK);
+        }
+    }
+    let odd = kept();
+    assert!((10..40).contains(&odd), "{odd}");
+    for _ in 0..2 {
+        let answer = thumbnail(&alice, &item, "width=320&height=240&method=scale").await;
         assert_eq!(answer.status, StatusCode::OK);
     }
-    let rows = server.assert_whole();
-    let thumbnails = rows.iter().find(|(table, _)| *table == "MEDIA_THUMBNAIL").unwrap().1;
-    assert_eq!(thumbnails, 32);
+    assert_eq!(kept(), odd + 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upload_is_answered_with_its_blurhash_where_that_is_asked_for() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    let upload = async |query: &str, bytes: Vec<u8>| {
+        let path = format!("/_matrix/media/v3/upload{query}");
+        let answer = alice.ask(Method::POST, &path, &[("content-type", "image/png")], bytes).await;
+        assert_eq!(answer.status, StatusCode::OK, "{:?}", answer.body);
+        let json = answer.json();
+        assert!(json["content_uri"].as_str().unwrap().starts_with("mxc://test.example/"));
+        json["xyz.amorgan.blurhash"].as_str().map(str::to_owned)
+    };
+    let (asked, image) = ("?xyz.amorgan.generate_blurhash=true", picture(40, 30, ImageFormat::Png));
+    let hash = upload(asked, image.clone()).await.unwrap();
+    assert!(hash.starts_with('L') && hash.len() == 28, "{hash}");
+    for (query, bytes) in
+        [("", &image[..]), ("?xyz.amorgan.generate_blurhash=false", &image[..]), (asked, b"no image")]
+    {
+        assert_eq!(upload(query, bytes.to_vec()).await, None, "{query}");
+    }
+    // One that is too large to be looked at is uploaded like any other.
+    let server = TestServer::with(|config| config.media.thumbnail_pixels_max = 10_000);
+    let bob = server.register("bob").await;
+    let large = picture(200, 100, ImageFormat::Png);
+    let path = format!("/_matrix/media/v3/upload{asked}");
+    let answer = bob.ask(Method::POST, &path, &[], large.clone()).await;
+    assert_eq!((answer.status, answer.json()["xyz.amorgan.blurhash"].is_null()), (StatusCode::OK, true));
+    // A URI that was made before is uploaded to in the same way.
+    let made = alice.ok_post("/_matrix/media/v1/create", serde_json::json!({})).await;
+    let item = made["content_uri"].as_str().unwrap().strip_prefix("mxc://").unwrap().to_owned();
+    let path = format!("/_matrix/media/v3/upload/{item}{asked}");
+    let answer = alice.ask(Method::PUT, &path, &[], image).await;
+    assert_eq!(answer.json(), serde_json::json!({ "xyz.amorgan.blurhash": hash }));
 }

@@ -220,7 +220,7 @@ impl Scene {
 
 /// Whether an endpoint answers a page for people, which is HTML.
 fn is_page(template: &str) -> bool {
-    template == "/" || template.ends_with("/fallback/web")
+    template == "/" || template.ends_with("/fallback/web") || template.ends_with("/unsubscribe")
 }
 
 fn in_paused_time(test: impl Future<Output = ()>) {

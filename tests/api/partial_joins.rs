@@ -4,6 +4,7 @@ mod after_a_gap;
 mod claims;
 mod coming_back;
 mod traps;
+mod waiting;
 
 use std::{
     sync::{

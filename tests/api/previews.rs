@@ -10,6 +10,10 @@ use std::{
 
 use aqueduct::{
     config::Config,
+    flows::operator::{
+        media::{MediaCommand, MediaOutcome},
+        operate::{Command, Outcome, operate},
+    },
     store::{Durability, Engine, Store, engine::Memory},
 };
 use axum::body::Body as Sent;
@@ -99,6 +103,15 @@ impl Scene {
         let (status, kind) =
             (response.status(), response.headers()[header::CONTENT_TYPE].to_str().unwrap().to_owned());
         (status, kind, response.into_body().collect().await.unwrap().to_bytes())
+    }
+
+    /// How much there is of other servers, and of previews.
+    async fn status(&self) -> ((u64, u64), (u64, u64)) {
+        let command = Command::Media(MediaCommand::Status);
+        match operate(self.server.server().app(), command, |_| ()).await.unwrap() {
+            Outcome::Media(MediaOutcome::Status(status)) => (status.others, status.previews),
+            other => panic!("{other:?}"),
+        }
     }
 
     async fn wait(&self, seconds: u64) {
@@ -291,13 +304,15 @@ async fn a_preview_and_a_failure_are_kept_for_their_time() {
 
 #[tokio::test(start_paused = true)]
 async fn the_image_goes_with_its_preview() {
-    let scene = Scene::new().await;
+    let scene = Scene::with(|config| config.media.remote_kept_days = 1).await;
     scene.host("a.example", "5.0.0.1", |path| match path {
         "/i.png" => image(100, 100),
         _ => page("<title>T</title><meta property=og:image content=/i.png>"),
     });
     let uri = scene.ok("https://a.example/").await["og:image"].as_str().unwrap().to_owned();
     assert_eq!(scene.download(&uri).await.0, StatusCode::OK);
+    // It is no file of another server, for which there are other rules.
+    assert_eq!(scene.status().await, ((0, 0), (1, 124)));
     scene.wait(6 * 24 * 3_600).await;
     assert_eq!(scene.download(&uri).await.0, StatusCode::OK, "clients still show it");
     scene.wait(3 * 24 * 3_600).await;

@@ -273,6 +273,28 @@ async fn an_edit_without_new_content_is_none() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn others_cannot_hide_the_edits_of_an_author() {
+    let server = TestServer::new();
+    let (alice, mallory) = (server.register("alice").await, server.register("mallory").await);
+    let room = alice.create(json!({ "preset": "public_chat" })).await;
+    mallory.ok_post(&format!("/join/{room}"), json!({})).await;
+    let said = alice.ok_put(&format!("/rooms/{room}/send/org.test/root"), json!({ "body": "root" })).await;
+    let root = said["event_id"].as_str().unwrap().to_owned();
+    let mut edits = Vec::new();
+    for number in 0..2 {
+        tokio::time::advance(std::time::Duration::from_millis(1)).await;
+        let edit = relate(&alice, &room, &number.to_string(), "m.replace", &root, "").await;
+        edits.push(event_id(edit));
+    }
+    for number in 0..1_010 {
+        relate(&mallory, &room, &number.to_string(), "m.replace", &root, "").await;
+    }
+    assert_eq!(bundle(&alice, &room, &root).await["m.replace"]["event_id"], json!(edits[1]));
+    alice.ok_put(&format!("/rooms/{room}/redact/{}/r", encoded(&edits[1])), json!({})).await;
+    assert_eq!(bundle(&alice, &room, &root).await["m.replace"]["event_id"], json!(edits[0]));
+}
+
+#[tokio::test(start_paused = true)]
 async fn threads_are_in_the_order_of_what_their_reader_sees() {
     let server = TestServer::new();
     let (alice, bob) = (server.register("alice").await, server.register("bob").await);

@@ -478,6 +478,88 @@ async fn redacted_text_is_not_found_and_an_edited_message_is_found_by_its_newest
 }
 
 #[tokio::test(start_paused = true)]
+async fn whoever_left_between_two_edits_finds_the_text_that_they_saw_last_and_learns_of_no_other() {
+    let server = server();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let room = alice.create(json!({ "preset": "public_chat" })).await;
+    join(&bob, &room).await;
+    let message = alice.say(&room, "1", "needle first").await;
+    edit(&alice, &room, "2", &message, "needle second").await;
+    leave(&bob, &room).await;
+    let asked = ["needle", "first", "second", "third", "fourth"];
+    let tell = async || {
+        let mut told = Vec::new();
+        for term in asked {
+            let found = search(&bob, term, json!({})).await;
+            told.push((ids(&found), found["count"].clone(), found["highlights"].clone()));
+        }
+        told
+    };
+    let before = tell().await;
+    assert_eq!(before.iter().map(|(ids, ..)| ids.len()).collect::<Vec<_>>(), [1, 0, 1, 0, 0]);
+    let third = edit(&alice, &room, "3", &message, "needle third").await;
+    assert_eq!(tell().await, before, "a later edit changes nothing for who has left");
+    let fourth = edit(&alice, &room, "4", &message, "...").await;
+    assert_eq!(tell().await, before);
+    assert_eq!(found(&alice, "needle").await, Vec::<String>::new());
+    for (txn, edit) in [("5", &fourth), ("6", &third)] {
+        redact(&alice, &room, edit, txn).await;
+        assert_eq!(tell().await, before, "nor does the redaction of one");
+    }
+    assert_eq!(found(&alice, "second").await, std::slice::from_ref(&message));
+    // The index that is made of the store has the same texts.
+    server.server().app().searching.begin_anew().await.unwrap();
+    assert_eq!(tell().await, before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_text_that_was_edited_while_one_was_away_is_found_as_one_has_seen_it() {
+    let server = server();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let visibility = json!({ "history_visibility": "joined" });
+    let state = json!([{ "type": "m.room.history_visibility", "state_key": "", "content": visibility }]);
+    let room = alice.create(json!({ "preset": "public_chat", "initial_state": state })).await;
+    join(&bob, &room).await;
+    let message = alice.say(&room, "1", "needle first").await;
+    leave(&bob, &room).await;
+    edit(&alice, &room, "2", &message, "needle second").await;
+    join(&bob, &room).await;
+    assert_eq!(found(&bob, "first").await, std::slice::from_ref(&message));
+    assert_eq!(found(&bob, "second").await, Vec::<String>::new());
+    let third = edit(&alice, &room, "3", &message, "needle third").await;
+    assert_eq!(found(&bob, "third").await, std::slice::from_ref(&message));
+    assert_eq!(found(&bob, "first").await, Vec::<String>::new());
+    leave(&bob, &room).await;
+    edit(&alice, &room, "4", &message, "needle fourth").await;
+    join(&bob, &room).await;
+    assert_eq!(found(&bob, "third").await, std::slice::from_ref(&message));
+    assert_eq!(found(&bob, "needle").await, std::slice::from_ref(&message));
+    assert_eq!(found(&bob, "fourth").await, Vec::<String>::new());
+    assert_eq!(found(&alice, "fourth").await, std::slice::from_ref(&message));
+    redact(&alice, &room, &third, "r").await;
+    assert_eq!(found(&bob, "first").await, std::slice::from_ref(&message));
+    assert_eq!(found(&bob, "third").await, Vec::<String>::new());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_of_many_edits_is_found_by_its_newest() {
+    let server = server();
+    let alice = server.register("alice").await;
+    let room = alice.create(json!({})).await;
+    let message = alice.say(&room, "m", "needle").await;
+    for number in 0..40 {
+        // If some were sent at the same time, the one whose id comes last would count.
+        server.server().app().env.sleep(std::time::Duration::from_millis(5)).await;
+        edit(&alice, &room, &number.to_string(), &message, &format!("needle word{number}")).await;
+    }
+    assert_eq!(found(&alice, "needle").await, std::slice::from_ref(&message));
+    assert_eq!(found(&alice, "word39").await, std::slice::from_ref(&message));
+    assert_eq!(found(&alice, "word38").await, Vec::<String>::new());
+    let status = server.server().app().searching.progress(&server.server().app().store).unwrap();
+    assert_eq!(status.documents, 33, "the texts that are kept are bounded");
+}
+
+#[tokio::test(start_paused = true)]
 async fn encrypted_rooms_are_left_out() {
     let server = server();
     let alice = server.register("alice").await;

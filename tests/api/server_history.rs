@@ -293,6 +293,12 @@ async fn a_server_that_was_removed_reads_what_stands_below_that_and_nothing_late
         let (status, json) = scene.get(&path).await;
         assert_eq!(status, StatusCode::OK, "{path}: {json}");
     }
+    // It has each event of the states whose ids it is told, and each that allowed one of them.
+    let (_, ids) = scene.get(&format!("state_ids/{room}?event_id={removed}")).await;
+    for id in ["pdu_ids", "auth_chain_ids"].iter().flat_map(|list| ids[list].as_array().unwrap()) {
+        let (status, json) = scene.get(&format!("event/{}", id.as_str().unwrap())).await;
+        assert_eq!(status, StatusCode::OK, "{id}: {json}");
+    }
     let missing = |id: &str| json!({ "earliest_events": [], "latest_events": [id], "limit": 1 });
     let (_, events) = scene.missing(missing(&removed)).await;
     assert_eq!(bodies(&events["events"]), ["four"]);
@@ -303,11 +309,15 @@ async fn a_server_that_was_removed_reads_what_stands_below_that_and_nothing_late
         assert_eq!(status, StatusCode::FORBIDDEN, "{path}: {json}");
     }
     assert_eq!(scene.missing(missing(&five)).await.0, StatusCode::FORBIDDEN);
+    assert_eq!(scene.get(&format!("event/{five}")).await.0, StatusCode::NOT_FOUND);
+    let four = scene.messages[scene.messages.len() - 2].clone();
+    assert_eq!(scene.get(&format!("event/{four}")).await.0, StatusCode::OK);
     // The access list keeps it out of everything.
     let acl = format!("/_matrix/client/v3/rooms/{room}/state/m.room.server_acl");
     let denied = json!({ "allow": ["*"], "deny": ["b.*"] });
     assert_eq!(scene.alice.put(&acl, denied).await.0, StatusCode::OK);
     assert_eq!(scene.missing(missing(&removed)).await.0, StatusCode::FORBIDDEN);
+    assert_eq!(scene.get(&format!("event/{four}")).await.0, StatusCode::NOT_FOUND);
 }
 
 #[tokio::test(start_paused = true)]

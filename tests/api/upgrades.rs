@@ -1,11 +1,15 @@
 //! Rooms that are replaced by others (client-server API, "Room Upgrades").
 
+use std::time::Duration;
+
+use aqueduct::config::Bucket;
 use http::StatusCode;
 use serde_json::{Value, json};
 
 use crate::{
     rooms::Rooms,
     support::{TestClient, TestServer, encoded, federated::Federated},
+    sync::env,
 };
 
 async fn try_upgrade(client: &TestClient, room: &str, body: Value) -> (StatusCode, Value) {
@@ -412,4 +416,36 @@ async fn all_children_and_bans_go_over_or_the_room_is_not_replaced() {
     assert_eq!((status.as_u16(), &refused["errcode"]), (413, &json!("M_TOO_LARGE")), "{refused}");
     assert_eq!(alice.state(&space, "m.room.tombstone", "").await.0, StatusCode::NOT_FOUND);
     server.assert_whole();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upgrade_counts_for_all_that_it_carries_over() {
+    let server = TestServer::with(|config| {
+        let limits = &mut config.limits;
+        limits.rate_limits = true;
+        let many = Bucket { per_second: 1_000.0, burst: 1_000 };
+        (limits.register, limits.membership, limits.other, limits.read) = (many, many, many, many);
+        limits.send = Bucket { per_second: 1.0, burst: 5 };
+    });
+    let alice = server.register("alice").await;
+    let space =
+        alice.create(json!({ "room_version": "10", "creation_content": { "type": "m.space" } })).await;
+    for number in 0..100 {
+        env(&server).sleep(Duration::from_secs(1)).await;
+        let child = encoded(&format!("!child{number}:test.example"));
+        let path = format!("/rooms/{}/state/m.space.child/{child}", encoded(&space));
+        alice.ok_put(&path, json!({ "via": ["test.example"] })).await;
+    }
+    env(&server).sleep(Duration::from_secs(5)).await;
+    // It is more than may be in debt otherwise, and is not refused for that.
+    let new = upgrade(&alice, &space, "11").await;
+    let path = format!("/_matrix/client/v3/rooms/{}/send/m.room.message/1", encoded(&new));
+    let (status, json) = alice.put(&path, json!({ "msgtype": "m.text", "body": "here" })).await;
+    assert_eq!(status, StatusCode::TOO_MANY_REQUESTS, "{json}");
+    let wait_ms = json["retry_after_ms"].as_u64().unwrap();
+    assert!((99_000..120_000).contains(&wait_ms), "{json}");
+    env(&server).sleep(Duration::from_millis(wait_ms)).await;
+    alice
+        .ok_put(&path.replace("/_matrix/client/v3", ""), json!({ "msgtype": "m.text", "body": "here" }))
+        .await;
 }

@@ -11,6 +11,7 @@ import http.server
 import os
 import pathlib
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -138,12 +139,15 @@ def main():
             [browser, *args, "--remote-debugging-port=0", page],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
         try:
             reported.wait(60)
         finally:
+            # Debian's browser is started by a script, which would leave it behind.
+            os.killpg(window.pid, signal.SIGKILL)
+            server.terminate()
             for process in (window, server):
-                process.terminate()
                 process.wait()
     said = told[0] if told else "failed: the page said nothing within a minute"
     print(said)

@@ -1,6 +1,7 @@
-// A person who uses matrix-js-sdk (what Element Web is built on), driven as obey.py says by talk.py and e2ee/.
+// A person who uses matrix-js-sdk (what Element Web is built on), driven as obey.py says by talk.py, e2ee/ and media/.
 import * as sdk from "matrix-js-sdk";
 import { cryptoCommands, cryptoOptions, watchCrypto } from "./js_crypto.mjs";
+import { mediaCommands } from "./js_media.mjs";
 import { obey, saw } from "./obey.mjs";
 
 const baseUrl = process.argv[2];
@@ -79,6 +80,7 @@ const commands = {
     }
   },
   ...cryptoCommands,
+  ...mediaCommands(() => client),
 };
 
 function watch() {

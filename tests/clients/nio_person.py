@@ -1,6 +1,8 @@
-"""A person who uses matrix-nio, driven as obey.py says by talk.py and e2ee/."""
+"""A person who uses matrix-nio, driven as obey.py says by talk.py, e2ee/ and media/."""
 
 import asyncio
+import os
+import pathlib
 import sys
 
 import nio
@@ -129,6 +131,31 @@ class Person:
             if not page.end or not page.chunk:
                 return {"bodies": bodies[::-1]}
             start = page.end
+
+    async def upload(self, path, type, name):
+        answer, _ = await self.client.upload(lambda *_: path, type, name, filesize=os.path.getsize(path))
+        return {"uri": done(answer).content_uri}
+
+    async def download(self, uri, to):
+        answer = done(await self.client.download(uri))
+        pathlib.Path(to).write_bytes(answer.body)
+        return {"type": answer.content_type, "name": answer.filename}
+
+    async def thumbnail(self, uri, width, height, method, to):
+        server, media = uri.removeprefix("mxc://").split("/")
+        answer = done(await self.client.thumbnail(server, media, width, height, nio.ResizingMethod(method)))
+        pathlib.Path(to).write_bytes(answer.body)
+        return {"type": answer.content_type}
+
+    async def set_avatar(self, uri):
+        done(await self.client.set_avatar(uri))
+
+    async def avatar(self, user):
+        return {"uri": done(await self.client.get_avatar(user)).avatar_url}
+
+    async def avatar_in(self, room, user):
+        """The avatar by which the member list of a room shows somebody."""
+        return {"uri": self.client.rooms[room].avatar_url(user)}
 
     async def rotate(self, room):
         """The next message gets a new key, which must be shared first."""

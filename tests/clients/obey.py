@@ -61,4 +61,5 @@ async def carry_out(person, command):
     try:
         tell({"id": number, "result": await getattr(person, verb)(**command)})
     except Exception as problem:
-        tell({"id": number, "error": str(problem) or repr(problem)})
+        code = getattr(problem, "errcode", None)
+        tell({"id": number, "error": f"{code or ''} {str(problem) or repr(problem)}".strip()})

@@ -110,6 +110,11 @@ impl Elsewhere {
         self.world.lock().twist = Some(Box::new(twist));
     }
 
+    /// The next event happens after this time, in milliseconds since the epoch.
+    pub(crate) fn set_clock(&mut self, now_ms: u64) {
+        self.clock_ms = now_ms;
+    }
+
     /// The servers answer truly again.
     pub(crate) fn untwist(&self) {
         self.world.lock().twist = None;

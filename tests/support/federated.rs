@@ -70,6 +70,21 @@ impl Federated {
         self.net.weather(&address(place), weather, delay);
     }
 
+    /// Has the server of this place do at once what it is asked, and answer after this time.
+    pub(crate) fn answers_after(&self, place: usize, time: Duration) {
+        let (name, server) = &self.servers[place];
+        let serving = server.clone();
+        self.net.serve(&address(place), &[name], move |arrived| {
+            let serving = serving.clone();
+            async move {
+                let env = serving.server().app().env.clone();
+                let answered = answer(serving, arrived).await;
+                env.sleep(time).await;
+                answered
+            }
+        });
+    }
+
     /// Kills the server of this place and starts it again over what it leaves on its disk, with this many of the writes that
     /// were not synced.
     pub(crate) fn kill(&mut self, place: usize, kept: usize, change: impl Fn(&mut Config)) {

@@ -1,6 +1,7 @@
 //! A whole server in memory: the real router over the memory engine, with a clock that begins at a fixed moment and
 //! randomness from a seed.
 
+pub(crate) mod bucket;
 pub(crate) mod elsewhere;
 pub(crate) mod scripted;
 pub(crate) mod federated;
@@ -282,7 +283,7 @@ impl TestClient {
 
 /// The whole path for one that may begin below the client-server API.
 fn whole(path: &str) -> String {
-    if path.starts_with("/_matrix/") { path.to_owned() } else { format!("/_matrix/client/v3{path}") }
+    if path.starts_with("/_") { path.to_owned() } else { format!("/_matrix/client/v3{path}") }
 }
 
 fn ok(method: &str, path: &str, (status, json): (StatusCode, Value)) -> Value {

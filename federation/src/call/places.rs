@@ -15,6 +15,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Requests that run at once to one server.
 const OF_SERVER_MAX: usize = 8;
+/// Files that come from one server at once. A large one takes its place for long.
+const FILES_OF_SERVER_MAX: usize = 16;
 /// Requests that may wait for a place of one server, besides.
 const WAITING_MAX: usize = 64;
 /// Requests of one kind that run at once to all servers.
@@ -24,6 +26,9 @@ const DEVICES_MAX: usize = 1_024;
 
 /// Whoever pays for requests has at most one part in this many of the places of a kind.
 const SHARE: usize = 8;
+/// Whoever pays for files that are fetched has at most this many of the places of one server: a server that is in order holds up a file on
+/// purpose, while it waits for its upload, and must not do so to what others ask of it.
+const FILES_OF_PAYER_AT_SERVER_MAX: usize = 4;
 
 /// What a request is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -49,6 +54,7 @@ pub enum Lane {
 enum Of {
     Server(OwnedServerName),
     Payer(u64),
+    PayerAt(u64, OwnedServerName),
 }
 
 type Key = (Lane, Of);
@@ -75,7 +81,7 @@ struct Line {
 pub(super) struct Seat {
     _all: OwnedSemaphorePermit,
     _of_server: InLine,
-    _of_payer: Option<InLine>,
+    _of_payer: Option<(InLine, InLine)>,
 }
 
 /// A place of one line.
@@ -124,13 +130,26 @@ impl Places {
             Lane::Signatures => (&self.signatures, ALL_MAX),
             Lane::Media => (&self.media, ALL_MAX),
         };
-        // First the payer's own place, then the server's: whoever waits holds none that others could use.
+        let (of_server_max, of_payer_max) = match lane {
+            Lane::Media => (FILES_OF_SERVER_MAX, FILES_OF_PAYER_AT_SERVER_MAX),
+            Lane::Requests
+            | Lane::Devices
+            | Lane::Deliveries
+            | Lane::Fetches
+            | Lane::Keys
+            | Lane::Signatures => (OF_SERVER_MAX, OF_SERVER_MAX),
+        };
+        // First the payer's own places, then the server's: whoever waits holds none that others could use.
         let of_payer = match payer {
-            Some(payer) => Some(self.enter((lane, Of::Payer(payer)), count / SHARE, usize::MAX).await?),
+            Some(payer) => {
+                let at_server = (lane, Of::PayerAt(payer, server.to_owned()));
+                let at_server = self.enter(at_server, of_payer_max, usize::MAX).await?;
+                Some((at_server, self.enter((lane, Of::Payer(payer)), count / SHARE, usize::MAX).await?))
+            }
             None => None,
         };
         let of_server = (lane, Of::Server(server.to_owned()));
-        let of_server = self.enter(of_server, OF_SERVER_MAX, OF_SERVER_MAX + WAITING_MAX).await?;
+        let of_server = self.enter(of_server, of_server_max, of_server_max + WAITING_MAX).await?;
         let all = Arc::clone(all).acquire_owned().await.ok()?;
         Some(Seat { _all: all, _of_server: of_server, _of_payer: of_payer })
     }
@@ -213,6 +232,29 @@ mod tests {
         drop(seats);
         assert!(places.lines.lock().is_empty());
     }
+
+    #[tokio::test]
+    async fn whoever_pays_for_requests_takes_but_a_part_of_the_places_of_one_server() {
+        let places = Arc::new(Places::default());
+        let slow: &ServerName = "slow.example".try_into().unwrap();
+        let mut seats = Vec::new();
+        for _ in 0..FILES_OF_PAYER_AT_SERVER_MAX {
+            seats.push(places.take(slow, Lane::Media, Some(1)).await.unwrap());
+        }
+        let mut waiting: Vec<_> =
+            (0..2 * WAITING_MAX).map(|_| Box::pin(places.take(slow, Lane::Media, Some(1)))).collect();
+        for it in &mut waiting {
+            assert!(it.now_or_never().is_none(), "the share is taken");
+        }
+        assert!(places.take(slow, Lane::Media, Some(2)).await.is_some(), "nothing of the server's line is");
+        let other: &ServerName = "other.example".try_into().unwrap();
+        assert!(places.take(other, Lane::Media, Some(1)).await.is_some(), "nor of other servers");
+        seats.pop();
+        assert!(waiting.remove(0).await.is_some());
+        drop((waiting, seats));
+        assert!(places.lines.lock().is_empty());
+    }
+
     #[tokio::test]
     async fn whoever_pays_for_requests_has_a_share_whatever_the_names_of_servers() {
         let places = Arc::new(Places::default());

@@ -39,7 +39,7 @@ pub(super) fn order(mut services: Vec<Service>, randomness: &dyn Randomness) -> 
 }
 
 /// Labels in DNS may hold any bytes; those of hosts do not, and what holds a blank or a line break must reach no proxy.
-pub(super) fn is_host(name: &str) -> bool {
+pub(crate) fn is_host(name: &str) -> bool {
     let is_allowed = |it: u8| it.is_ascii_alphanumeric() || matches!(it, b'-' | b'_' | b'.');
     (1..=253).contains(&name.len()) && name.bytes().all(is_allowed) && !is_address(name)
 }

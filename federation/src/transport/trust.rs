@@ -56,6 +56,13 @@ impl Trust {
         Ok(Self(Arc::new(config)))
     }
 
+    /// The same trust for a protocol that is not named within the handshake, such as SMTP.
+    pub fn without_protocols(&self) -> Arc<ClientConfig> {
+        let mut config = ClientConfig::clone(&self.0);
+        config.alpn_protocols.clear();
+        Arc::new(config)
+    }
+
     pub(super) fn config(&self) -> Arc<ClientConfig> {
         Arc::clone(&self.0)
     }

@@ -9,11 +9,12 @@ use ruma::api::client::authenticated_media::{
 use crate::{
     api::{
         Routes,
-        client::media::{config, give, give_thumbnail, wish},
+        client::media::{config, give, give_thumbnail, how, wish},
         extract::Client,
         parameters::wanted,
+        policy::Guests,
         raw::Raw,
-        reply::{FileReply, RawJson},
+        reply::{AnyFileReply, FileReply, RawJson},
     },
     error::Result,
     flows::{App, limits::Limit},
@@ -21,9 +22,9 @@ use crate::{
 
 pub(crate) fn routes(r: &mut Routes) {
     r.client(get_media_config).limit(Limit::Read);
-    r.client(get_content).limit(Limit::Read);
-    r.client(get_content_as_filename).limit(Limit::Read);
-    r.client(get_content_thumbnail).limit(Limit::Read);
+    r.client(get_content).limit(Limit::Read).guests(Guests::Yes);
+    r.client(get_content_as_filename).limit(Limit::Read).guests(Guests::Yes);
+    r.client(get_content_thumbnail).limit(Limit::Read).guests(Guests::Yes);
 }
 
 /// `GET /_matrix/client/v1/media/config`
@@ -38,19 +39,19 @@ pub(crate) async fn get_media_config(
 pub(crate) async fn get_content(
     app: App,
     client: Client<Raw<get_content::v1::Request>>,
-) -> Result<FileReply> {
-    let wish = wish(&client.request)?;
-    give(app, wish, None, &client.request.headers).await
+) -> Result<AnyFileReply> {
+    let (wish, how) = (wish(&client.request)?, how(&client.request)?);
+    give(app, wish, None, how).await
 }
 
 /// `GET /_matrix/client/v1/media/download/{serverName}/{mediaId}/{fileName}`
 pub(crate) async fn get_content_as_filename(
     app: App,
     client: Client<Raw<get_content_as_filename::v1::Request>>,
-) -> Result<FileReply> {
-    let wish = wish(&client.request)?;
+) -> Result<AnyFileReply> {
+    let (wish, how) = (wish(&client.request)?, how(&client.request)?);
     let name = client.request.arg(2).to_owned();
-    give(app, wish, Some(name), &client.request.headers).await
+    give(app, wish, Some(name), how).await
 }
 
 /// `GET /_matrix/client/v1/media/thumbnail/{serverName}/{mediaId}`
@@ -58,7 +59,7 @@ pub(crate) async fn get_content_thumbnail(
     app: App,
     client: Client<Raw<get_content_thumbnail::v1::Request>>,
 ) -> Result<FileReply> {
-    let wish = wish(&client.request)?;
+    let (wish, how) = (wish(&client.request)?, how(&client.request)?);
     let wanted = wanted(&client.request)?;
-    give_thumbnail(app, wish, wanted, &client.request.headers).await
+    give_thumbnail(app, wish, wanted, how).await
 }

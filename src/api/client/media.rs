@@ -3,9 +3,8 @@
 //! Specification: client-server API, "Content repository".
 
 use axum::body::HttpBody;
-use bytes::Bytes;
 use futures_util::TryStreamExt;
-use http::{HeaderMap, header};
+use http::{Method, Version, header};
 use ruma::{
     MilliSecondsSinceUnixEpoch, OwnedServerName, UInt,
     api::client::media::{create_content, create_content_async, create_mxc_uri},
@@ -19,7 +18,7 @@ use crate::{
         parameters::{flag, waits, wanted},
         policy::Body,
         raw::Raw,
-        reply::{Conditions, FileReply, RawJson},
+        reply::{AnyFileReply, ComingReply, Conditions, FileReply, RawJson},
     },
     config::UPLOAD_BYTES_MAX,
     error::Result,
@@ -27,10 +26,11 @@ use crate::{
         App,
         limits::Limit,
         media::{
-            download::{self, Wish},
+            download::{self, Given, Wish},
             thumbnail, upload,
         },
     },
+    json::Object,
     media::{Name, items, thumbnails::Wanted},
 };
 
@@ -82,6 +82,7 @@ fn described<E>(request: &Raw<E>) -> upload::Wish {
         content_type: content_type.map(str::to_owned),
         file_name: request.query("filename"),
         announced: request.stream.size_hint().exact().or(announced),
+        wants_blurhash: request.query("xyz.amorgan.generate_blurhash").as_deref() == Some("true"),
     }
 }
 
@@ -89,12 +90,14 @@ fn described<E>(request: &Raw<E>) -> upload::Wish {
 pub(crate) async fn create_content(
     app: App,
     client: Client<Raw<create_content::v3::Request>>,
-) -> Result<create_content::v3::Response> {
+) -> Result<RawJson> {
     let Client { caller, request, .. } = client;
     let wish = described(&request);
     let body = request.stream.into_data_stream().map_err(|error| error.to_string());
-    let name = upload::upload(&app, &caller, wish, body).await?;
-    Ok(create_content::v3::Response::new(name.uri().into()))
+    let (name, blurhash) = upload::upload(&app, &caller, wish, body).await?;
+    let mut answer = Object::new();
+    answer.text("content_uri", &name.uri());
+    Ok(uploaded(answer, blurhash))
 }
 
 /// `PUT /_matrix/media/v3/upload/{serverName}/{mediaId}`
@@ -106,8 +109,16 @@ pub(crate) async fn create_content_async(
     let (server, id) = (request.arg(0).to_owned(), request.arg(1).to_owned());
     let wish = described(&request);
     let body = request.stream.into_data_stream().map_err(|error| error.to_string());
-    upload::upload_to(&app, &caller, (&server, &id), wish, body).await?;
-    Ok(RawJson(Bytes::from_static(b"{}")))
+    let blurhash = upload::upload_to(&app, &caller, (&server, &id), wish, body).await?;
+    Ok(uploaded(Object::new(), blurhash))
+}
+
+/// The answer to an upload, with the BlurHash of the file where there is one (MSC2448).
+fn uploaded(mut answer: Object, blurhash: Option<String>) -> RawJson {
+    if let Some(blurhash) = blurhash {
+        answer.text("xyz.amorgan.blurhash", &blurhash);
+    }
+    RawJson(answer.finish().into())
 }
 
 /// `POST /_matrix/media/v1/create`
@@ -132,23 +143,23 @@ pub(super) fn config(app: &App) -> RawJson {
 }
 
 /// `GET /_matrix/media/v3/download/{serverName}/{mediaId}`
-pub(crate) async fn old_download(app: App, public: Public<Raw<OldDownload>>) -> Result<FileReply> {
-    let wish = old_wish(&public.request)?;
-    give(app, wish, None, &public.request.headers).await
+pub(crate) async fn old_download(app: App, public: Public<Raw<OldDownload>>) -> Result<AnyFileReply> {
+    let (wish, how) = (old_wish(&public.request)?, how(&public.request)?);
+    give(app, wish, None, how).await
 }
 
 /// `GET /_matrix/media/v3/download/{serverName}/{mediaId}/{fileName}`
-pub(crate) async fn old_download_as(app: App, public: Public<Raw<OldDownloadAs>>) -> Result<FileReply> {
-    let wish = old_wish(&public.request)?;
+pub(crate) async fn old_download_as(app: App, public: Public<Raw<OldDownloadAs>>) -> Result<AnyFileReply> {
+    let (wish, how) = (old_wish(&public.request)?, how(&public.request)?);
     let name = public.request.arg(2).to_owned();
-    give(app, wish, Some(name), &public.request.headers).await
+    give(app, wish, Some(name), how).await
 }
 
 /// `GET /_matrix/media/v3/thumbnail/{serverName}/{mediaId}`
 pub(crate) async fn old_thumbnail(app: App, public: Public<Raw<OldThumbnail>>) -> Result<FileReply> {
-    let wish = old_wish(&public.request)?;
+    let (wish, how) = (old_wish(&public.request)?, how(&public.request)?);
     let wanted = wanted(&public.request)?;
-    give_thumbnail(app, wish, wanted, &public.request.headers).await
+    give_thumbnail(app, wish, wanted, how).await
 }
 
 /// Reads a request of one of the old endpoints.
@@ -164,26 +175,45 @@ pub(super) fn wish<E: Endpoint>(request: &Raw<E>) -> Result<Wish> {
     Ok(Wish { name, waits: waits(request)?, allow_remote: true, is_open_only: false })
 }
 
+/// How a client takes a file.
+pub(super) struct How {
+    conditions: Conditions,
+    /// It takes a file as it comes: it asks for the file and not for its head alone, in a version of HTTP in which it notices where an answer
+    /// breaks off. Before HTTP/1.1 one without a length ends as one that broke.
+    may_follow: bool,
+    /// It follows to where the file is given from elsewhere (MSC3860).
+    may_redirect: bool,
+}
+
+/// Reads how a client takes a file. Errors: 400 `M_INVALID_PARAM`.
+pub(super) fn how<E>(request: &Raw<E>) -> Result<How> {
+    let is_get = request.method == Method::GET;
+    // A URL elsewhere is signed for `GET` alone.
+    let may_redirect = flag(request, "allow_redirect")?.unwrap_or_default() && is_get;
+    let may_follow = is_get && request.version >= Version::HTTP_11;
+    Ok(How { conditions: Conditions::of(&request.headers), may_follow, may_redirect })
+}
+
 /// Gives a thumbnail of a file.
-pub(super) async fn give_thumbnail(
-    app: App,
-    wish: Wish,
-    wanted: Wanted,
-    fields: &HeaderMap,
-) -> Result<FileReply> {
-    let conditions = Conditions::of(fields);
+pub(super) async fn give_thumbnail(app: App, wish: Wish, wanted: Wanted, how: How) -> Result<FileReply> {
     let file = thumbnail::find(&app, &wish, wanted).await?;
-    Ok(FileReply { app, file, name: None, conditions })
+    let How { conditions, may_redirect, .. } = how;
+    Ok(FileReply { app, file, name: None, conditions, may_redirect, is_temporary: false })
 }
 
 /// Gives a file, under another name if there is one.
-pub(super) async fn give(
-    app: App,
-    wish: Wish,
-    name: Option<String>,
-    fields: &HeaderMap,
-) -> Result<FileReply> {
-    let conditions = Conditions::of(fields);
-    let file = download::find(&app, &wish).await?;
-    Ok(FileReply { app, file, name, conditions })
+pub(super) async fn give(app: App, wish: Wish, name: Option<String>, how: How) -> Result<AnyFileReply> {
+    let How { conditions, may_follow, may_redirect } = how;
+    let given = match conditions.want_all() && may_follow {
+        true => download::find_or_follow(&app, &wish).await?,
+        false => Given::Kept(download::find(&app, &wish).await?),
+    };
+    Ok(match given {
+        Given::Kept(file) => {
+            let is_temporary = false;
+            let reply = FileReply { app, file, name, conditions, may_redirect, is_temporary };
+            AnyFileReply::Kept(Box::new(reply))
+        }
+        Given::Coming(file) => AnyFileReply::Coming(ComingReply { app, file, name }),
+    })
 }

@@ -81,9 +81,15 @@ pub(crate) async fn send_message_event_without_txn(
     app: App,
     client: Client<Raw<WithoutTxn>>,
 ) -> Result<RawJson> {
+    let (delay_ms, sticky_ms) = (query_number(&client.request, DELAY)?, sticky_ms(&client.request)?);
     let (room, event_type) = (client.request.id(0)?, client.request.arg(1).to_owned());
     let content = client.request.json()?;
-    let message = Message { room, event_type, txn: None, content, redacts: None, sticky_ms: None };
+    if let Some(delay_ms) = delay_ms {
+        require_delay(&app, delay_ms, true)?;
+        let wanted = Wanted { room, event_type, state_key: None, txn: None, content, delay_ms, sticky_ms };
+        return delayed::schedule(&app, &client.caller, wanted).await.map(|id| scheduled(&id));
+    }
+    let message = Message { room, event_type, txn: None, content, redacts: None, sticky_ms };
     send::send(&app, &client.caller, message).await.map(|event_id| sent(&event_id))
 }
 

@@ -30,6 +30,7 @@ use crate::{
     ids::Position,
     json::Object,
     push::{
+        mailboxes,
         notified::{self, Ask},
         pushers::{self, NewPusher},
         rules,
@@ -267,7 +268,8 @@ pub(crate) async fn set_pusher(
     match client.request.read()?.action {
         PusherAction::Post(data) => {
             let now_ms = app.env.now_ms();
-            let new = NewPusher { pusher: data.pusher, append: data.append, is_enabled, now_ms };
+            let secret = mailboxes::make_secret(&app.env);
+            let new = NewPusher { pusher: data.pusher, append: data.append, is_enabled, now_ms, secret };
             flow::set(&app, &client.caller, new).await?;
         }
         PusherAction::Delete(ids) => flow::delete(&app, &client.caller, ids).await?,

@@ -14,12 +14,17 @@ use ruma::OwnedUserId;
 use crate::{
     delivery::gateways::lines::{Id, Lane, Lines},
     ids::{Position, UserNum},
-    push::plan::{Item, Wanted},
+    push::{
+        catch_up::CatchUp,
+        plan::{Item, Wanted},
+    },
     schema::push::PusherPlace,
 };
 
 /// For one pusher at most this much waits. One with more counts as behind, and is told the newest of each room.
 const ITEMS_MAX: usize = 200;
+/// For all pushers of one user together at most this much waits.
+const ITEMS_OF_USER_MAX: usize = 2_000;
 /// For all pushers together at most this much waits.
 const ITEMS_IN_ALL_MAX: usize = 500_000;
 /// At most this many requests for the pushers of one user run at once.
@@ -53,6 +58,8 @@ struct Pusher {
     taken: usize,
     /// Its news are looked for in the user's rooms, and nothing waits here.
     is_behind: bool,
+    /// While it is behind: the search, as far as it has come.
+    search: Option<CatchUp>,
     /// While it is behind: the position of the newest item that was offered.
     offered: Position,
     /// While its place is written by which it is behind no more: the position up to which it is not.
@@ -185,6 +192,7 @@ impl Board {
             items: VecDeque::new(),
             taken: 0,
             is_behind,
+            search: None,
             offered: Position::ZERO,
             settling: None,
             failing: None,
@@ -208,7 +216,7 @@ impl Board {
             return;
         }
         pusher.upto = stored.place.upto.max(pusher.upto);
-        (pusher.is_behind, pusher.settling) = (stored.place.is_behind, None);
+        (pusher.is_behind, pusher.settling, pusher.search) = (stored.place.is_behind, None, None);
         let before = pusher.items.len();
         pusher.items.retain(|item| item.at() > stored.place.upto);
         pusher.taken = 0;
@@ -273,8 +281,10 @@ impl Board {
     /// Offers news to the pushers of a user.
     pub(super) fn offer(&mut self, user: UserNum, item: Item, now_ms: u64) {
         let Some(ids) = self.of_user.get(&user).cloned() else { return };
+        let items_of = |id: &Id| self.pushers.get(id).map_or(0, |pusher| pusher.items.len());
+        let mut of_user: usize = ids.iter().map(items_of).sum();
         for id in ids {
-            let is_full = self.items >= ITEMS_IN_ALL_MAX;
+            let is_full = self.items >= ITEMS_IN_ALL_MAX || of_user >= ITEMS_OF_USER_MAX;
             let Some(pusher) = self.pushers.get_mut(&id) else { continue };
             if item.at() <= pusher.upto {
                 continue;
@@ -294,7 +304,10 @@ impl Board {
             }
             pusher.items.push_back(item);
             self.items += 1;
-            if pusher.items.len() > ITEMS_MAX || is_full {
+            let waiting = pusher.items.len();
+            if waiting > ITEMS_MAX || is_full {
+                // The others have room again.
+                of_user = of_user.saturating_sub(waiting);
                 self.fall_behind(id);
             }
             self.refresh(id, now_ms);
@@ -310,7 +323,7 @@ impl Board {
         self.items -= pusher.items.len();
         pusher.items.clear();
         pusher.taken = 0;
-        pusher.is_behind = true;
+        (pusher.is_behind, pusher.search) = (true, None);
     }
 
     /// Gives a place to a pusher that is due.
@@ -334,9 +347,9 @@ impl Board {
         }
     }
 
-    /// Moves a request that takes long to a place among the slow: `None` where there is none.
+    /// Moves a request that takes long to a place among the slow, or beside them: `None` where there is none.
     pub(super) fn slow_down(&mut self, host: &str) -> Option<Lane> {
-        self.lines.slow_down(host).then_some(Lane::Slow)
+        self.lines.slow_down(host)
     }
 
     /// A turn has ended. Its place is given back, if it has one, and the pusher waits for the next if there is more.
@@ -393,6 +406,7 @@ impl Board {
                 upto: pusher.upto,
                 badge: pusher.stored.place.badge,
                 items,
+                search: pusher.search.clone().filter(|_| pusher.is_behind),
             },
             place: pusher.stored.place,
             must_mark: pusher.is_behind && !pusher.stored.place.is_behind,
@@ -417,6 +431,13 @@ impl Board {
             self.refresh_hold(id);
         }
         Some(place)
+    }
+
+    /// The search of a pusher that is behind has come so far. The next one begins anew where there is none.
+    pub(super) fn search_on(&mut self, id: Id, search: Option<CatchUp>) {
+        if let Some(pusher) = self.pushers.get_mut(&id) {
+            pusher.search = search;
+        }
     }
 
     /// Everything up to a position is dealt with. `stored` is the place as it is stored now.
@@ -455,6 +476,8 @@ impl Board {
         let mut failing = backoff::failed(pusher.failing, PACE, now_ms, random);
         failing.next_try_ms = failing.next_try_ms.max(now_ms.saturating_add(at_least_ms.min(PACE.most_ms)));
         pusher.failing = Some(failing);
+        // By the time when it is tried again, other events may be the newest of their rooms.
+        pusher.search = None;
         if !pusher.is_behind {
             self.fall_behind(id);
         }
@@ -544,6 +567,17 @@ mod tests {
         assert!(board.begin(id, 0).is_none());
         board.rest(id, ALICE, Some((lane, &host)), 0);
         assert!(board.take_turn(0).is_none() && board.items == 0 && board.running.is_empty());
+    }
+
+    #[test]
+    fn whatever_waits_for_one_user_is_bounded_whatever_pushers_they_have() {
+        let pushers = (0..50).map(|number| stored(&format!("key {number}"), 10, false)).collect();
+        let mut board = board(pushers);
+        for number in 11..160 {
+            board.offer(ALICE, event(number), 0);
+        }
+        assert!((1..=ITEMS_OF_USER_MAX + 50).contains(&board.items), "{}", board.items);
+        assert_eq!(board.pushers.values().map(|pusher| pusher.items.len()).sum::<usize>(), board.items);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The lines in which pushers wait for a place to send.
 //!
-//! One line is quick and one is slow. A gateway that takes long over a request goes on among the slow ones, and so does a pusher whose
-//! gateway did not take the last request. Each gateway's host holds a part of the places of a line: a gateway that hangs holds up neither
+//! One line is quick and one is slow. A gateway that takes long over a request goes on among the slow ones, or beside them where these are
+//! many, and a pusher whose gateway did not take the last request begins there. Each gateway's host holds a part of the places of a line: a gateway that hangs holds up neither
 //! those who use another one, nor for long those who come to it anew.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,6 +17,11 @@ const QUICK_OF_HOST_MAX: usize = 128;
 const SLOW_MAX: usize = 256;
 /// At most this many of them go to one host.
 const SLOW_OF_HOST_MAX: usize = 16;
+/// At most this many requests that turned out to be slow run on beside the slow ones. What was sent may have been taken, so that it is not
+/// broken off.
+const LATE_MAX: usize = 4_096;
+/// At most this many of them go to one host.
+const LATE_OF_HOST_MAX: usize = 1_024;
 
 /// The line in which a pusher waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +30,8 @@ pub(super) enum Lane {
     Quick,
     /// The line of gateways that take long, or took nothing last time.
     Slow,
+    /// Requests that turned out to be slow while too many others were. Nobody waits here.
+    Late,
 }
 
 /// Pushers that wait, by their hosts, and places that are taken.
@@ -112,12 +119,14 @@ impl Line {
 pub(super) struct Lines {
     quick: Line,
     slow: Line,
+    late: Line,
 }
 
 impl Default for Lines {
     fn default() -> Self {
         let quick = Line::new(QUICK_MAX, QUICK_OF_HOST_MAX);
-        Self { quick, slow: Line::new(SLOW_MAX, SLOW_OF_HOST_MAX) }
+        let slow = Line::new(SLOW_MAX, SLOW_OF_HOST_MAX);
+        Self { quick, slow, late: Line::new(LATE_MAX, LATE_OF_HOST_MAX) }
     }
 }
 
@@ -126,6 +135,7 @@ impl Lines {
         match lane {
             Lane::Quick => &mut self.quick,
             Lane::Slow => &mut self.slow,
+            Lane::Late => &mut self.late,
         }
     }
 
@@ -145,10 +155,14 @@ impl Lines {
         quick.or_else(|| self.slow.take(now_ms).map(|id| (id, Lane::Slow)))
     }
 
-    /// Moves a request that turns out to be slow to a place among the slow. Answers whether there is one; if not, it has none any more.
-    pub(super) fn slow_down(&mut self, host: &str) -> bool {
+    /// Moves a request that turns out to be slow to a place among the slow, or beside them. `None` where there is neither; then it has no
+    /// place any more.
+    pub(super) fn slow_down(&mut self, host: &str) -> Option<Lane> {
         self.quick.leave(host);
-        self.slow.enter(host)
+        if self.slow.enter(host) {
+            return Some(Lane::Slow);
+        }
+        self.late.enter(host).then_some(Lane::Late)
     }
 
     /// Takes a place back.
@@ -177,12 +191,15 @@ mod tests {
         assert_eq!(taken.len(), QUICK_OF_HOST_MAX + 1);
         assert_eq!(taken.last(), Some(&(5_000, Lane::Quick)));
         assert_eq!(lines.next_due_ms(), None, "whoever waits finds no place");
-        let slowed = (0..QUICK_OF_HOST_MAX).filter(|_| lines.slow_down("hangs.example")).count();
-        assert_eq!(slowed, SLOW_OF_HOST_MAX, "the others are given up");
+        let slowed: Vec<_> =
+            (0..QUICK_OF_HOST_MAX).map(|_| lines.slow_down("hangs.example").unwrap()).collect();
+        let slow = slowed.iter().filter(|lane| **lane == Lane::Slow).count();
+        assert_eq!(slow, SLOW_OF_HOST_MAX, "the others go on, too, because they were sent");
         assert_eq!(lines.next_due_ms(), Some(1));
         lines.leave(Lane::Quick, "quick.example");
-        (0..slowed).for_each(|_| lines.leave(Lane::Slow, "hangs.example"));
-        assert!(lines.slow.hosts.is_empty() && lines.slow.running == 0 && lines.quick.running == 0);
+        slowed.into_iter().for_each(|lane| lines.leave(lane, "hangs.example"));
+        let all = [&lines.quick, &lines.slow, &lines.late];
+        assert!(lines.slow.hosts.is_empty() && all.iter().all(|line| line.running == 0));
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Follows the log, and offers to the pushers of our users what may concern them. Whether it does is looked at again before it is sent.
+//! Follows the log, and offers to the pushers of our users what may concern them, whether a gateway is told of it or a mail is sent. Whether it
+//! does is looked at again before it is.
 //!
 //! Nothing is written for it, however many members a room has: for those whose rules count as those of many, the running numbers of the
 //! room say whether an event notifies them, and whoever is left is asked when it is their turn.
@@ -10,9 +11,12 @@ use tokio::sync::watch;
 
 use crate::{
     accounts::users,
-    delivery::gateways::{
-        board::{Stored, Watchers},
-        shared::{READER, Shared, list_stored},
+    delivery::{
+        gateways::{
+            board::{Stored, Watchers},
+            shared::{READER, Shared, list_stored},
+        },
+        mail::Mailboxes,
     },
     error::Result,
     ids::{Position, RoomNum, UserNum},
@@ -46,7 +50,61 @@ struct News {
     /// News of users, in the order of the log.
     items: Vec<(UserNum, Item)>,
     /// The pushers of users whose accounts changed.
-    accounts: BTreeMap<UserNum, (Option<OwnedUserId>, Vec<Stored>)>,
+    accounts: BTreeMap<UserNum, Account>,
+}
+
+/// The pushers of a user whose account changed.
+struct Account {
+    user_id: Option<OwnedUserId>,
+    stored: Vec<Stored>,
+    mailboxes: Mailboxes,
+}
+
+/// The users who have pushers, of either kind.
+#[derive(Default)]
+struct Watching {
+    pushed: Watchers,
+    mailed: Watchers,
+}
+
+impl Watching {
+    fn is_empty(&self) -> bool {
+        self.pushed.is_empty() && self.mailed.is_empty()
+    }
+
+    /// No fewer than there are.
+    fn len_most(&self) -> usize {
+        self.pushed.len() + self.mailed.len()
+    }
+
+    fn contains_key(&self, user: &UserNum) -> bool {
+        self.pushed.contains_key(user) || self.mailed.contains_key(user)
+    }
+
+    fn get(&self, user: &UserNum) -> Option<&OwnedUserId> {
+        self.pushed.get(user).or_else(|| self.mailed.get(user))
+    }
+
+    /// The users, each once.
+    fn keys(&self) -> impl Iterator<Item = &UserNum> {
+        self.pushed.keys().chain(self.mailed.keys().filter(|user| !self.pushed.contains_key(user)))
+    }
+
+    /// Takes over what the store has of a user.
+    fn set(&mut self, user: UserNum, account: &Account) {
+        let id = account.user_id.as_ref();
+        let of = |has: bool| id.filter(|_| has).cloned();
+        set(&mut self.pushed, user, of(!account.stored.is_empty()));
+        set(&mut self.mailed, user, of(!account.mailboxes.keys.is_empty()));
+    }
+}
+
+fn set(watchers: &mut Watchers, user: UserNum, user_id: Option<OwnedUserId>) {
+    match user_id {
+        Some(user_id) => drop(Arc::make_mut(watchers).insert(user, user_id)),
+        None if watchers.contains_key(&user) => drop(Arc::make_mut(watchers).remove(&user)),
+        None => {}
+    }
 }
 
 /// Follows the log until the server ends.
@@ -101,10 +159,11 @@ async fn read_page(shared: &Arc<Shared>) -> Result<bool> {
     let owned = Arc::clone(shared);
     let read = move || {
         let snapshot = owned.store.snapshot();
-        let (after, watchers) = {
+        let (after, pushed) = {
             let board = owned.board.lock();
             (board.read, board.watchers())
         };
+        let watchers = Watching { pushed, mailed: owned.mails.watchers() };
         if after >= snapshot.upto() {
             return Ok(true);
         }
@@ -120,10 +179,15 @@ async fn read_page(shared: &Arc<Shared>) -> Result<bool> {
         let news = find_news(&snapshot, &owned.push, watchers, &entries)?;
         let now_ms = owned.env.now_ms();
         let mut board = owned.board.lock();
-        for (user, (user_id, stored)) in news.accounts {
-            board.reload(user, user_id, stored, now_ms);
+        for (user, Account { user_id, stored, mailboxes }) in news.accounts {
+            owned.mails.reload(user, user_id.clone(), mailboxes);
+            board.reload(user, user_id.filter(|_| !stored.is_empty()), stored, now_ms);
         }
         for (user, item) in news.items {
+            // Counts alone are nothing that is mailed.
+            if matches!(item, Item::Event { .. }) {
+                owned.mails.offer(user);
+            }
             board.offer(user, item, now_ms);
         }
         board.read = upto;
@@ -137,7 +201,7 @@ async fn read_page(shared: &Arc<Shared>) -> Result<bool> {
 fn find_news(
     snapshot: &Snapshot,
     push: &Push,
-    mut watchers: Watchers,
+    mut watchers: Watching,
     entries: &[(Position, LogEntry)],
 ) -> Result<News, Fault> {
     let mut news = News::default();
@@ -169,15 +233,19 @@ fn find_news(
                 }
             }
             LogEntry::Account { user } => {
-                let account = users::find(snapshot, *user)?;
-                let stored = list_stored(snapshot, *user)?;
-                let user_id = account.map(|account| account.user_id).filter(|_| !stored.is_empty());
-                // The rest of this page concerns them already.
-                match &user_id {
-                    Some(user_id) => drop(Arc::make_mut(&mut watchers).insert(*user, user_id.clone())),
-                    None => drop(Arc::make_mut(&mut watchers).remove(user)),
+                // Each is read once a page, in the snapshot that has all of it: a user who changes their account in a loop costs others
+                // no more than one who changes it once.
+                if news.accounts.contains_key(user) {
+                    continue;
                 }
-                news.accounts.insert(*user, (user_id, stored));
+                let account = Account {
+                    user_id: users::find(snapshot, *user)?.map(|account| account.user_id),
+                    stored: list_stored(snapshot, *user)?,
+                    mailboxes: Mailboxes::list(snapshot, *user)?,
+                };
+                // The rest of this page concerns them already.
+                watchers.set(*user, &account);
+                news.accounts.insert(*user, account);
             }
             LogEntry::Device { .. }
             | LogEntry::ToDevice { .. }
@@ -195,7 +263,7 @@ fn find_news(
 struct Finder<'a> {
     snapshot: &'a Snapshot,
     push: &'a Push,
-    watchers: &'a Watchers,
+    watchers: &'a Watching,
     room: RoomNum,
     at: Position,
 }
@@ -204,7 +272,7 @@ impl Finder<'_> {
     /// The users with pushers who are in the room.
     fn list_members(&self, count: usize) -> Result<Vec<UserNum>, Fault> {
         let (read, room) = (self.snapshot, self.room);
-        if self.watchers.len() <= LOOKED_UP_MAX {
+        if self.watchers.len_most() <= LOOKED_UP_MAX {
             let mut users = Vec::new();
             for user in self.watchers.keys().take(count) {
                 if members::find_near(read, room, *user)? == Some(Membership::Join) {
@@ -294,7 +362,7 @@ impl Finder<'_> {
 fn add_outside(
     news: &mut News,
     snapshot: &Snapshot,
-    watchers: &Watchers,
+    watchers: &Watching,
     (room, at): (RoomNum, Position),
 ) -> Result<(), Fault> {
     let rows = schema::OUTSIDE.prefix::<(RoomNum,)>(snapshot, (room,), Direction::Up)?;

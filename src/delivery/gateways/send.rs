@@ -13,9 +13,10 @@ use crate::{
         Owners,
         board::Work,
         lines::{Id, Lane},
-        shared::Shared,
+        shared::{AGAIN_AFTER, Shared},
     },
-    error::Result,
+    env::payer::{Payer, Payers},
+    error::{Error, Result},
     ids::UserNum,
     push::{
         notice,
@@ -46,7 +47,9 @@ pub(super) async fn give_turns(shared: Arc<Shared>, owners: Arc<dyn Owners>) {
             drop(board);
             let Some(user) = user else { continue };
             let place = Place { shared: Arc::clone(&shared), id, user, host, lane: Some(lane) };
-            shared.env.spawn(take_turn(Arc::clone(&owners), place));
+            // The work for a pusher counts for its user, who chooses how many there are and how many rooms are looked at for each.
+            let payers = Payers::one(Payer::User(user));
+            payers.for_now(|| shared.env.spawn(take_turn(Arc::clone(&owners), place)));
         };
         match due_ms.map(|due_ms| due_ms.saturating_sub(shared.env.now_ms()).max(1)) {
             Some(wait_ms) => tokio::select! {
@@ -123,23 +126,38 @@ async fn take_step(owners: &dyn Owners, place: &mut Place, work: Work) -> Result
         let Some(marked) = mark(place).await? else { return Ok(Done::Enough) };
         known = marked;
     }
-    let (wanted, planner) = (work.wanted.clone(), Arc::clone(&shared));
-    let planning = move || {
-        let snapshot = planner.store.snapshot();
-        Ok(plan::plan(&*snapshot, &planner.push, planner.env.now_ms(), &wanted)?)
-    };
     let is_behind = work.wanted.items.is_none();
-    match shared.env.blocking(planning).await? {
+    let planned = loop {
+        let (wanted, planner) = (work.wanted.clone(), Arc::clone(&shared));
+        let planning = move || {
+            let snapshot = planner.store.snapshot();
+            Ok(plan::plan(&*snapshot, &planner.push, planner.env.now_ms(), &wanted)?)
+        };
+        match shared.env.blocking(planning).await {
+            // The user's own requests take the user's share of the threads. That is not the gateway's fault.
+            Err(Error::Busy { .. }) => shared.env.sleep(AGAIN_AFTER).await,
+            planned => break planned?,
+        }
+    };
+    match planned {
         Plan::Gone => {
             shared.board.lock().forget(place.id);
             Ok(Done::Enough)
+        }
+        Plan::Search(search) => {
+            shared.board.lock().search_on(place.id, Some(search));
+            Ok(Done::More)
         }
         Plan::Nothing { upto } if !is_behind => {
             shared.board.lock().dealt(place.id, upto, known, shared.env.now_ms());
             Ok(Done::More)
         }
         Plan::Nothing { upto } => {
-            let next = shared.board.lock().next_place(place.id, upto, known.badge, true);
+            let next = {
+                let mut board = shared.board.lock();
+                board.search_on(place.id, None);
+                board.next_place(place.id, upto, known.badge, true)
+            };
             let Some(next) = next else { return Ok(Done::Enough) };
             move_on(place, &work, known, next).await
         }
@@ -237,7 +255,11 @@ async fn send(
         shared.reload(place.user).await?;
         return Ok(Done::Enough);
     }
-    let next = shared.board.lock().next_place(place.id, request.upto, request.badge, false);
+    let next = {
+        let mut board = shared.board.lock();
+        board.search_on(place.id, request.search);
+        board.next_place(place.id, request.upto, request.badge, false)
+    };
     let Some(next) = next else { return Ok(Done::Enough) };
     // The next request waits until this place is durable, so that a crash repeats no more than one.
     move_on(place, work, known, next).await

@@ -4,13 +4,16 @@ use std::{sync::Arc, time::Duration};
 
 use federation::web::Web;
 use futures_util::future::BoxFuture;
-use http::Uri;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use url::Url;
 
 use crate::{
     accounts::users,
-    delivery::gateways::board::{Board, Stored},
+    delivery::{
+        gateways::board::{Board, Stored},
+        mail::Mails,
+    },
     env::Env,
     error::{Error, Result},
     ids::UserNum,
@@ -22,8 +25,8 @@ use crate::{
 
 /// The name of the reader that tells push gateways.
 pub(super) const READER: &str = "gateways";
-/// A write that the store puts off is tried again after this time.
-const AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// Work that the store, or the threads that read it, put off is tried again after this time.
+pub(super) const AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// Those who may write the rows of users.
 pub trait Owners: Send + Sync {
@@ -44,6 +47,8 @@ pub(super) struct Shared {
     pub(super) metrics: Metrics,
     pub(super) push: Push,
     pub(super) web: Web,
+    /// Those who are mailed: the reader tells them, too.
+    pub(super) mails: Mails,
     pub(super) board: Mutex<Board>,
     /// Tells that a pusher has something to do, or that a place is free.
     pub(super) turns: Notify,
@@ -107,17 +112,17 @@ impl Shared {
     }
 }
 
-/// The pushers of a user that are on, as the store has them.
+/// The pushers of a user that are on and have a gateway, as the store has them.
 pub(super) fn list_stored(read: &(impl Read + ?Sized), user: UserNum) -> Result<Vec<Stored>, Fault> {
     let pushers = pushers::list(read, user)?;
     let places = if pushers.is_empty() { Vec::new() } else { places::list(read, user)? };
     let stored = |(key, row): pushers::Pusher| {
         let (_, place) = places.iter().find(|(of, _)| *of == key)?;
         let url = row.pusher.get("data")?.get("url")?.as_str()?;
-        let uri: Uri = url.parse().ok()?;
-        let host = uri.host()?.to_ascii_lowercase();
+        let host = Url::parse(url).ok()?.host_str()?.to_owned();
         let (app_id, pushkey) = key;
-        row.is_enabled.then_some(Stored { app_id, pushkey, host, set_ms: row.set_ms, place: *place })
+        let is_on = row.is_enabled && !row.is_email();
+        is_on.then_some(Stored { app_id, pushkey, host, set_ms: row.set_ms, place: *place })
     };
     Ok(pushers.into_iter().filter_map(stored).collect())
 }

@@ -245,7 +245,8 @@ impl Planner {
         Ok((!was_in).then(|| server.to_owned()))
     }
 
-    fn may_tell(&self, server: &ServerName) -> bool {
+    /// Whether a server is another one, and the settings have this one talk with it.
+    pub(super) fn may_tell(&self, server: &ServerName) -> bool {
         *server != *self.us && self.client.caller().servers().allows(server)
     }
 }

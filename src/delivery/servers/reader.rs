@@ -5,17 +5,21 @@
 //! members, one server names the others, however many it likes, so that this waits until the room's state is whole and shows who is in the
 //! room. Servers whose users turn out to be in it are told at once, then, of changes of devices that they may have missed, and of our events
 //! there if they were not told of them.
+//!
+//! A server may have been in a room for a while before this one learns that: its user came while this server heard nothing, came in by a
+//! state that was fetched for a gap, or is back because forks were resolved. It asked for the lists of those in the room as soon as it was there, and was told
+//! of no change since. So it is told of the last changes when it turns out to be there ([`list_late`]).
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use ruma::UserId;
+use ruma::{OwnedServerName, UserId};
 use tokio::sync::watch;
 
 use crate::{
     accounts::users,
     delivery::servers::{
         edus::{self, Edu},
-        fan_out::List,
+        fan_out::{List, Planner},
         shared::{People, READER, Shared},
         subject::Subject,
     },
@@ -53,6 +57,16 @@ const LOOKED_AT_MAX: usize = 1_000;
 const GREETED_MAX: usize = 50;
 /// Look at no more than this many members of a room that somebody of ours is the first to come into.
 const MET_MAX: usize = 1_000;
+/// A server whose user came into a room longer ago than this may have missed changes of devices that came since.
+const CAME_LATE_MS: u64 = 1_000;
+/// At most this many such servers are told for one event.
+const CAME_LATE_MAX: usize = 50;
+/// Look at no more than this many changes of a room's state for servers that came with an event.
+const CHANGES_LOOKED_AT_MAX: usize = 20_000;
+/// Look for what such a server has missed among this many users, of all servers, whose devices changed last.
+const CHANGED_LATELY_MAX: usize = 1_000;
+/// It is told of at most this many users.
+const CHANGED_LATELY_TOLD_MAX: usize = 100;
 /// A receipt that is older than this is not told any more.
 const RECEIPT_MS_MAX: u64 = 60 * 60 * 1000;
 /// A receipt waits at least this long for what else comes, and longer the more servers are told.
@@ -211,6 +225,7 @@ fn list_news(
                         news.extend(edu.map(|edu| (List::clone(&server), News::Presence(edu))));
                     }
                 }
+                list_late((shared, &*planner), snapshot, (*room, *position), Some(&stored), &mut news)?;
                 note_met((shared, people), snapshot, *room, &stored)?;
                 // The devices are ours to tell also where another server tells of the join.
                 if let Some(user) = find_joined(shared, snapshot, *room, &stored)? {
@@ -246,6 +261,7 @@ fn list_news(
                 }
             }
             LogEntry::RoomState { room } => {
+                list_late((shared, &*planner), snapshot, (*room, *position), None, &mut news)?;
                 let row = rooms::find_row(snapshot, *room)?;
                 if row.is_none_or(|row| row.filled_at != Some(*position)) {
                     continue;
@@ -307,6 +323,55 @@ fn list_own_sticky(
         }
     }
     Ok(own)
+}
+
+/// Lists changes of devices for servers that this one learns late to be in a room: by a step of its state that an event made, or none.
+fn list_late(
+    (shared, planner): (&Shared, &Planner),
+    snapshot: &Snapshot,
+    (room, position): (RoomNum, Position),
+    stored: Option<&StoredEvent>,
+    news: &mut Vec<(List, News)>,
+) -> Result<(), Fault> {
+    let is_plain = |stored: &StoredEvent| {
+        let header = &stored.row.header;
+        header.state_key.is_none() && header.prev.len() <= 1 && header.before.is_none()
+    };
+    // A message on the newest event changes nothing of the state, and costs no look at it.
+    if stored.is_some_and(is_plain) {
+        return Ok(());
+    }
+    let came = members::list_servers_came_at(snapshot, room, Order::live(position), CHANGES_LOOKED_AT_MAX)?;
+    // A server whose user came just now has asked for nothing yet.
+    let came_now = stored.filter(|stored| {
+        let age_ms = shared.env.now_ms().saturating_sub(stored.row.header.sent_ms);
+        stored.membership() == Some(Membership::Join) && age_ms < CAME_LATE_MS
+    });
+    let newcomer = came_now.and_then(|stored| stored.row.state_key()).unwrap_or_default();
+    let late = came.iter().filter(|server| !event::is_of(&newcomer, server));
+    let late = late.filter_map(|server| OwnedServerName::try_from(server.as_str()).ok());
+    let servers: List = late.filter(|server| planner.may_tell(server)).take(CAME_LATE_MAX).collect();
+    if servers.is_empty() {
+        return Ok(());
+    }
+    let mut told = 0;
+    for user_id in device_lists::list_latest(snapshot, position, CHANGED_LATELY_MAX)? {
+        let Some(user_id) =
+            <&UserId>::try_from(user_id.as_str()).ok().filter(|it| *it.server_name() == *shared.us)
+        else {
+            continue;
+        };
+        if let Some(user) = users::find_num(snapshot, user_id)?
+            && members::is_joined(snapshot, user, room)?
+        {
+            news.push((List::clone(&servers), News::Kept { subject: Subject::Devices(user), at: position }));
+            told += 1;
+            if told == CHANGED_LATELY_TOLD_MAX {
+                break;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Lists the rooms that a user of ours is in and was in at a position. Whoever came to share a room with the user after a change of devices
@@ -385,12 +450,16 @@ fn find_joined(
     let Some(user_id) = user_id.filter(|user_id| *user_id.server_name() == *shared.us) else {
         return Ok(None);
     };
-    if let Some(replaced) = stored.row.header.replaces
-        && members::membership_of_event(snapshot, room, replaced)? == Membership::Join
-    {
-        return Ok(None);
-    }
-    users::find_num(snapshot, user_id)
+    let Some(user) = users::find_num(snapshot, user_id)? else { return Ok(None) };
+    let was_in = match stored.row.header.replaces {
+        Some(replaced) => members::membership_of_event(snapshot, room, replaced)? == Membership::Join,
+        None => false,
+    };
+    // A join whose answer was lost counts for the other servers and not here, so that they were told of no devices while the room took the
+    // user for a member. The join that counts here is the next one.
+    let counts_from_here =
+        members::find(snapshot, user, room)?.is_some_and(|row| row.since == stored.order.anchor);
+    Ok((counts_from_here || !was_in).then_some(user))
 }
 
 /// The presence of a user of ours, as it is told to servers that see it from now on; `None` where there is nothing to tell.

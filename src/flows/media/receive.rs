@@ -62,21 +62,31 @@ impl From<Error> for NotReceived {
 pub(crate) struct Room {
     media: Media,
     user: Option<UserNum>,
-    bytes: u64,
+    /// The bytes that count for the user: what is announced counts at once.
+    of_user: u64,
+    /// The bytes that count for the server, which counts what has come: an announcement costs nothing, and must not keep others out.
+    of_server: u64,
 }
 
 impl Room {
     /// No room yet, for a file of a user or of another server.
     pub(crate) fn new(media: &Media, user: Option<UserNum>) -> Self {
-        Self { media: media.clone(), user, bytes: 0 }
+        Self { media: media.clone(), user, of_user: 0, of_server: 0 }
     }
 
-    /// Makes it room for so many bytes. Errors: 403 `M_FORBIDDEN` where the user or the server has too much with them.
-    pub(crate) fn grow(&mut self, app: &App, to: u64) -> Result<()> {
-        let more = to.saturating_sub(self.bytes);
-        if more == 0 {
-            return Ok(());
-        }
+    /// Begins to make room for a file of so many bytes, as it is announced. Errors: as of [`Self::grow`].
+    fn announce(&mut self, app: &App, bytes: u64) -> Result<()> {
+        self.make(app, (bytes, 0), bytes)
+    }
+
+    /// Makes room for so many bytes, which have come. Errors: 403 `M_FORBIDDEN` where the user or the server has too much with them.
+    fn grow(&mut self, app: &App, bytes: u64) -> Result<()> {
+        self.make(app, (bytes, bytes), bytes)
+    }
+
+    fn make(&mut self, app: &App, (of_user, of_server): (u64, u64), whole: u64) -> Result<()> {
+        let more_of_user = of_user.saturating_sub(self.of_user);
+        let more_of_server = of_server.saturating_sub(self.of_server);
         // Whatever was kept by now is seen, and gives its room back after that.
         let _lock = self.user.map(|user| write::lock_user(app, user));
         let mut reserved = self.media.0.reserved.lock();
@@ -84,11 +94,12 @@ impl Room {
         if let Some(user) = self.user {
             let pending = reserved.by_user.get(&user).copied().unwrap_or_default();
             let used = items::used(&view, user)?.bytes.saturating_add(pending);
-            items::require_room(used, more, self.media.bounds())?;
+            items::require_room(used, more_of_user, self.media.bounds())?;
         }
         let bytes_max = self.media.0.server_bytes_max;
         if bytes_max > 0 {
             let all = objects::total(&view)?.bytes.saturating_add(reserved.all);
+            let more = whole.saturating_sub(self.of_server);
             if all.saturating_add(more) > bytes_max {
                 tracing::warn!(bytes = more, reason = "quota of the server", "a file is refused");
                 return Err(Refusal::forbidden("This server has no room for more media.").into());
@@ -96,10 +107,11 @@ impl Room {
         }
         if let Some(user) = self.user {
             let pending = reserved.by_user.entry(user).or_default();
-            *pending = pending.saturating_add(more);
+            *pending = pending.saturating_add(more_of_user);
         }
-        reserved.all = reserved.all.saturating_add(more);
-        self.bytes = to;
+        reserved.all = reserved.all.saturating_add(more_of_server);
+        self.of_user = self.of_user.saturating_add(more_of_user);
+        self.of_server = self.of_server.saturating_add(more_of_server);
         Ok(())
     }
 }
@@ -107,11 +119,11 @@ impl Room {
 impl Drop for Room {
     fn drop(&mut self) {
         let mut reserved = self.media.0.reserved.lock();
-        reserved.all = reserved.all.saturating_sub(self.bytes);
+        reserved.all = reserved.all.saturating_sub(self.of_server);
         if let Some(user) = self.user
             && let Some(pending) = reserved.by_user.get_mut(&user)
         {
-            *pending = pending.saturating_sub(self.bytes);
+            *pending = pending.saturating_sub(self.of_user);
             if *pending == 0 {
                 reserved.by_user.remove(&user);
             }
@@ -161,23 +173,25 @@ pub(crate) struct Arrived {
 /// The room and the place of a file until it is kept.
 pub(crate) struct Kept {
     _room: Room,
-    _place: Place,
+    /// None for a file that has a place of another kind, or is made here.
+    _place: Option<Place>,
 }
 
-/// Takes a place for a file that is about to arrive. Errors: [`Error::Busy`] where its user has too many under way, or all have.
+/// Takes a place for a file that a user is about to upload. Errors: [`Error::Busy`] where its user has too many under way, or all have.
 pub(crate) fn enter(app: &App) -> Result<Place> {
-    app.media.0.arriving.enter().ok_or_else(|| {
-        tracing::debug!(reason = "too many files are arriving", "a file is refused");
+    app.media.0.uploading.enter().ok_or_else(|| {
+        tracing::debug!(reason = "too many uploads are under way", "an upload is refused");
         Error::Busy { retry_after: NO_PLACE_RETRY }
     })
 }
 
-/// Receives a file of at most so many bytes. `announced` is its length, if its sender has said one.
+/// Receives a file of at most so many bytes. `announced` is its length, if its sender has said one. It has a place where it is an upload;
+/// whatever else arrives has places of its own kind.
 pub(crate) async fn receive<E: std::fmt::Display>(
     app: &App,
     mut body: impl Stream<Item = Result<Bytes, E>> + Unpin,
     (bytes_max, announced): (u64, Option<u64>),
-    (place, mut room): (Place, Room),
+    (place, mut room): (Option<Place>, Room),
 ) -> Result<Arrived, NotReceived> {
     if announced.is_some_and(|announced| announced > bytes_max) {
         return Err(NotReceived::TooLarge);
@@ -187,7 +201,7 @@ pub(crate) async fn receive<E: std::fmt::Display>(
     let owned = app.clone();
     let begin = move || {
         tend::begin(&owned)?;
-        room.grow(&owned, announced.unwrap_or_default())?;
+        room.announce(&owned, announced.unwrap_or_default())?;
         let part = owned.media.blobs().begin(&name)?;
         Ok((part, room))
     };
@@ -231,6 +245,21 @@ pub(crate) async fn receive<E: std::fmt::Display>(
     Ok(Arrived { received, ticket, kept: Kept { _room: room, _place: place } })
 }
 
+/// Takes a file that was made here of one that has arrived and holds a place.
+pub(crate) async fn take_made(app: &App, bytes: Vec<u8>) -> Result<Arrived> {
+    let name = app.env.random_string(PART_CHARS);
+    let ticket = Ticket { app: app.clone(), part: name.clone() };
+    let (owned, mut room) = (app.clone(), Room::new(&app.media, None));
+    let take = move || {
+        room.grow(&owned, bytes.len() as u64)?;
+        let mut part = owned.media.blobs().begin(&name)?;
+        part.write(&bytes)?;
+        Ok((part.finish()?, room))
+    };
+    let (received, room) = app.env.blocking_long(Long::Media, take).await?;
+    Ok(Arrived { received, ticket, kept: Kept { _room: room, _place: None } })
+}
+
 async fn write_piece(
     app: &App,
     mut part: Part,
@@ -240,7 +269,7 @@ async fn write_piece(
 ) -> Result<(Part, Room, BytesMut)> {
     let owned = app.clone();
     let write = move || {
-        if bytes > room.bytes {
+        if bytes > room.of_server {
             room.grow(&owned, bytes.next_multiple_of(STEP_BYTES)).or_else(|_| room.grow(&owned, bytes))?;
         }
         part.write(&piece)?;

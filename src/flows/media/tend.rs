@@ -4,18 +4,20 @@
 use std::sync::atomic::Ordering;
 
 use crate::{
-    accounts::profiles,
     env::Long,
     error::{Error, Result},
     flows::{
         App,
         jobs::{cancel, come_back},
+        media::avatars,
         write,
     },
     ids::UserNum,
     media::{
-        Name, items,
+        Name,
+        items::{self, Deleted},
         objects::{self, Next, ObjectName},
+        preview::rows::IMAGE_KEPT_MS,
     },
     schema::{
         jobs::Job,
@@ -63,18 +65,21 @@ pub(super) fn begin(app: &App) -> Result<()> {
 
 /// Removes the object of a blob, if nothing needs it and its time has come.
 pub(crate) async fn tend_blob(app: &App, (digest, generation): (Digest, u32), timer: &Timer) -> Result<()> {
-    let object = ObjectName { digest, generation };
-    let decide = move |app: &App, batch: &mut _| Ok(objects::tend(batch, object, app.env.now_ms())?);
+    // An object may have two timers. One that was slow must not remove what was put under the same name since the other one was done.
+    let lock = app.media.removing(&digest);
+    let _alone = lock.lock().await;
+    let decide =
+        move |app: &App, batch: &mut _| Ok(objects::tend(batch, (&digest, generation), app.env.now_ms())?);
     // Where it is to be removed, the batch that says so is durable by now.
     match write::for_server(app, decide, Error::from).await? {
         Next::Nothing => cancel(app, timer),
         Next::Later(due_ms) => come_back(app, timer, &Job::TendBlob { digest, generation }, due_ms),
-        Next::Remove => {
-            let blobs = app.media.blobs().clone();
-            app.env.blocking_long(Long::Media, move || Ok(blobs.remove(object)?)).await?;
+        Next::Remove(from) => {
+            let object = ObjectName { digest, generation, home: from.unwrap_or_default() };
+            app.media.stores().remove(object, from).await?;
             let fired = timer.clone();
             let forget = move |_: &App, batch: &mut _| {
-                objects::forget(batch, object)?;
+                objects::forget(batch, (&digest, generation))?;
                 timer::cancel(batch, &fired);
                 Ok(())
             };
@@ -101,12 +106,12 @@ pub(crate) async fn end_unused(app: &App, user: UserNum, id: String, timer: &Tim
 
 /// Deletes media of a user who was erased, a part at a time.
 pub(crate) async fn forget_all(app: &App, user: UserNum, timer: &Timer) -> Result<()> {
-    let snapshot = app.store.snapshot();
-    let list = move || Ok(items::list_of_user(&*snapshot, user, u64::MAX, ERASED_AT_ONCE)?);
-    let ids = app.env.blocking(list).await?;
-    let is_last = ids.len() < ERASED_AT_ONCE;
-    for id in ids {
-        let name = Name { server: app.config.server.name.to_string(), id };
+    let (snapshot, server) = (app.store.snapshot(), app.config.server.name.clone());
+    let list =
+        move || Ok(items::list_unprotected_of_user(&*snapshot, server.as_str(), user, ERASED_AT_ONCE)?);
+    let names = app.env.blocking(list).await?;
+    let is_last = names.len() < ERASED_AT_ONCE;
+    for name in names {
         delete_of(app, &name, Some(user)).await?;
     }
     if is_last {
@@ -119,7 +124,7 @@ pub(crate) async fn forget_all(app: &App, user: UserNum, timer: &Timer) -> Resul
 pub(crate) async fn tend_media(app: &App, after: Option<(String, String)>, timer: &Timer) -> Result<()> {
     let (now_ms, settings) = (app.env.now_ms(), &app.config.media);
     let (mut next, mut due_ms) = (None, now_ms.saturating_add(ROUND_EVERY_MS));
-    if settings.local_kept_days > 0 || settings.remote_kept_days > 0 {
+    if settings.local_kept_days > 0 || settings.remote_kept_days > 0 || settings.previews.enabled {
         let owned = app.clone();
         let look = move || {
             let after = after.map(|(server, id)| Name { server, id });
@@ -133,9 +138,10 @@ pub(crate) async fn tend_media(app: &App, after: Option<(String, String)>, timer
                     over.push((name, row.by));
                 }
             }
+            avatars::spare(&*snapshot, &mut over, |(name, _)| name)?;
             Ok((over, last))
         };
-        let (over, last) = app.env.blocking(look).await?;
+        let (over, last) = app.env.blocking_long(Long::Media, look).await?;
         for (name, by) in over {
             tracing::debug!(uri = name.uri(), reason = "it was kept long enough", "media is deleted");
             delete_of(app, &name, by).await?;
@@ -161,35 +167,29 @@ fn is_over(
     let settings = &app.config.media;
     let days = if row.by.is_some() { settings.local_kept_days } else { settings.remote_kept_days };
     // A file that is quarantined must not be fetched again.
-    if days == 0 || row.is_protected || row.is_quarantined || row.content.is_none() {
+    if row.is_protected || row.is_quarantined || row.content.is_none() {
+        return Ok(false);
+    }
+    if row.is_preview {
+        // Its preview takes it along, unless that was lost, as with a store that was restored.
+        return Ok(now_ms >= row.at_ms.saturating_add(IMAGE_KEPT_MS));
+    }
+    if days == 0 {
         return Ok(false);
     }
     let seen_ms = items::find_seen(read, name)?.unwrap_or_default().max(row.at_ms);
-    if now_ms < seen_ms.saturating_add(u64::from(days).saturating_mul(DAY_MS)) {
-        return Ok(false);
-    }
-    match row.by {
-        Some(user) => Ok(!is_avatar(read, user, name)?),
-        None => Ok(true),
-    }
+    Ok(now_ms >= seen_ms.saturating_add(u64::from(days).saturating_mul(DAY_MS)))
 }
 
-/// Whether an item is the avatar of the user who has uploaded it.
-fn is_avatar(read: &(impl Read + ?Sized), user: UserNum, name: &Name) -> Result<bool, Fault> {
-    let avatar = profiles::find(read, user, "avatar_url")?;
-    let avatar = avatar.and_then(|json| serde_json::from_slice::<String>(&json).ok());
-    Ok(avatar.is_some_and(|avatar| avatar == name.uri()))
-}
-
-/// Deletes an item with its thumbnails, whoever has it. Answers the number of its bytes; none where there is no such item.
-pub(crate) async fn delete(app: &App, name: &Name) -> Result<Option<u64>> {
+/// Deletes an item with its thumbnails, whoever has it, unless it is protected.
+pub(crate) async fn delete(app: &App, name: &Name) -> Result<Deleted> {
     match items::find(&*app.store.snapshot(), name)? {
         Some(row) => delete_of(app, name, row.by).await,
-        None => Ok(None),
+        None => Ok(Deleted::NoItem),
     }
 }
 
-async fn delete_of(app: &App, name: &Name, by: Option<UserNum>) -> Result<Option<u64>> {
+async fn delete_of(app: &App, name: &Name, by: Option<UserNum>) -> Result<Deleted> {
     let name = name.clone();
     let delete = move |app: &App, batch: &mut _| Ok(items::delete(batch, &name, by, app.env.now_ms())?);
     match by {

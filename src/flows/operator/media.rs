@@ -2,28 +2,44 @@
 
 use std::ops::Bound;
 
-use ruma::RoomId;
+use ruma::{RoomId, UserId};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::accounts::require_user;
 use crate::{
+    accounts::users,
+    env::Long,
     error::{Error, Refusal, Result},
-    flows::{App, media::tend, write},
+    flows::{
+        App,
+        media::{
+            avatars,
+            moving::{self, Moved},
+            tend,
+        },
+        write,
+    },
     ids::{Order, RoomNum},
     media::{
         Name,
-        items::{self, Mark, Marked},
+        items::{self, Deleted, Mark, Marked},
         objects,
     },
-    rooms,
-    schema::{self, media::ItemRow},
-    store::{Direction, Read},
+    rooms::{self, event::StoredEvent},
+    schema::{
+        self,
+        media::{ContentRow, Home, ItemRow},
+    },
+    store::{Direction, Read, backup::Progress},
 };
 
 /// One command deals with at most this many items, because their names are held in memory. Whoever has more asks again.
 const ITEMS_MAX: usize = 100_000;
 /// This many rows are read in one snapshot.
 const ROWS_AT_ONCE: usize = 2_000;
+/// The beginning of the URI of an item.
+const SCHEME: &str = "mxc://";
 
 /// A command for media.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -55,6 +71,11 @@ pub enum MediaCommand {
         /// The items that this is about.
         of: Chosen,
     },
+    /// Moves all files to a place.
+    Move {
+        /// The place where they lie after that.
+        to: Home,
+    },
 }
 
 /// The items that a command is about.
@@ -65,7 +86,7 @@ pub enum Chosen {
     Item(String),
     /// The items that a user of this server has uploaded, at least so many seconds ago.
     OfUser(String, u64),
-    /// The items that events of a room that can be read here refer to.
+    /// The items that came with events of a room that can be read here: those that the sender of the event has uploaded.
     OfRoom(String),
     /// Items of users of this server that nobody has asked for in so many seconds.
     OwnUnused(u64),
@@ -80,9 +101,11 @@ pub enum MediaOutcome {
     /// How much there is.
     Status(MediaStatus),
     /// An item, as it is known.
-    Item(ItemEntry),
+    Item(Box<ItemEntry>),
     /// Items were dealt with.
     Done(Dealt),
+    /// Files were moved to a place.
+    Moved(MovedFiles),
 }
 
 /// How much media there is.
@@ -92,12 +115,35 @@ pub struct MediaStatus {
     pub own: (u64, u64),
     /// The number of items of other servers, and of their bytes likewise.
     pub others: (u64, u64),
+    /// The number of images of previews, and of their bytes likewise.
+    #[serde(default)]
+    pub previews: (u64, u64),
     /// The number of URIs to which nothing was uploaded yet.
     pub pending: u64,
     /// The number of items that are given to nobody.
     pub quarantined: u64,
-    /// The number of files on the disk, and of their bytes: what is the same is stored once, and thumbnails count.
+    /// The number of files, and of their bytes: what is the same is stored once, and thumbnails count.
     pub files: (u64, u64),
+    /// The number of those that lie in the bucket, and of their bytes.
+    #[serde(default)]
+    pub in_bucket: (u64, u64),
+}
+
+/// Files that were moved.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct MovedFiles {
+    /// The place to which they were moved.
+    pub to: Home,
+    /// The number of files that were moved.
+    pub files: u64,
+    /// The number of their bytes.
+    pub bytes: u64,
+    /// The number of files that were there already.
+    pub there: u64,
+    /// The number of files that were about to come or to go, and stay where they are.
+    pub passing: u64,
+    /// The number of files that are not where they should be.
+    pub lost: u64,
 }
 
 /// An item, as it is shown.
@@ -106,10 +152,13 @@ pub struct ItemEntry {
     /// The `mxc://` URI of the item.
     pub uri: String,
     /// The user of this server who has uploaded it.
-    pub by: Option<String>,
+    pub user: Option<String>,
     /// The facts that are known of it.
     #[serde(flatten)]
     pub row: ItemRow,
+    /// The file as it was uploaded, where the item has a smaller one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub original: Option<ContentRow>,
     /// When it was last asked for, in milliseconds since the epoch.
     pub seen_ms: Option<u64>,
     /// The number of its thumbnails.
@@ -130,15 +179,27 @@ pub struct Dealt {
 }
 
 /// Carries out a command. Errors: 400 for what is no URI, room or user, 404 for what is not there.
-pub async fn operate(app: &App, command: MediaCommand) -> Result<MediaOutcome> {
+/// `progress` is called while a long command runs.
+pub async fn operate(
+    app: &App,
+    command: MediaCommand,
+    mut progress: impl FnMut(Progress) + Send,
+) -> Result<MediaOutcome> {
     Ok(match command {
         MediaCommand::Status => MediaOutcome::Status(status(app).await?),
-        MediaCommand::Show { uri } => MediaOutcome::Item(show(app, &uri).await?),
+        MediaCommand::Show { uri } => MediaOutcome::Item(Box::new(show(app, &uri).await?)),
         MediaCommand::Quarantine { of, is } => {
-            MediaOutcome::Done(mark_all(app, of, Mark::Quarantined(is)).await?)
+            // A room or a user may have the bytes of anybody's files.
+            let with_bytes = matches!(of, Chosen::Item(_));
+            MediaOutcome::Done(mark_all(app, of, Mark::Quarantined { is, with_bytes }).await?)
         }
         MediaCommand::Protect { of, is } => MediaOutcome::Done(mark_all(app, of, Mark::Protected(is)).await?),
         MediaCommand::Delete { of } => MediaOutcome::Done(delete_all(app, of).await?),
+        MediaCommand::Move { to } => {
+            let Moved { blobs, bytes, there, passing, lost } =
+                moving::move_all(app, to, &mut progress).await?;
+            MediaOutcome::Moved(MovedFiles { to, files: blobs, bytes, there, passing, lost })
+        }
     })
 }
 
@@ -151,7 +212,11 @@ async fn status(app: &App) -> Result<MediaStatus> {
     let mut status = MediaStatus::default();
     let mut count = |_: &Name, row: &ItemRow| {
         let bytes = row.content.as_ref().map(|content| content.bytes);
-        let of = if row.by.is_some() { &mut status.own } else { &mut status.others };
+        let of = match (row.by.is_some(), row.is_preview) {
+            (true, _) => &mut status.own,
+            (false, true) => &mut status.previews,
+            (false, false) => &mut status.others,
+        };
         match bytes {
             Some(bytes) => *of = (of.0 + 1, of.1 + bytes),
             None => status.pending += 1,
@@ -169,7 +234,17 @@ async fn status(app: &App) -> Result<MediaStatus> {
     }
     let total = objects::total(&*app.store.snapshot())?;
     status.files = (total.blobs, total.bytes);
-    Ok(status)
+    let mut after = None;
+    loop {
+        let snapshot = app.store.snapshot();
+        let list = move || Ok(objects::list_after(&*snapshot, after, ROWS_AT_ONCE)?);
+        let page = app.env.blocking(list).await?;
+        let Some((last, _)) = page.last() else { return Ok(status) };
+        after = Some(*last);
+        for (_, row) in page.iter().filter(|(_, row)| row.home == Home::S3) {
+            status.in_bucket = (status.in_bucket.0 + 1, status.in_bucket.1 + row.bytes);
+        }
+    }
 }
 
 async fn page_after(app: &App, after: Option<Name>) -> Result<Vec<(Name, ItemRow)>> {
@@ -185,7 +260,8 @@ async fn show(app: &App, uri: &str) -> Result<ItemEntry> {
         let by = row.by.map(|user| crate::accounts::users::require(&*snapshot, user)).transpose()?;
         Ok(ItemEntry {
             uri: name.uri(),
-            by: by.map(|user| user.user_id.to_string()),
+            user: by.map(|user| user.user_id.to_string()),
+            original: items::find_original(&*snapshot, &name)?,
             seen_ms: items::find_seen(&*snapshot, &name)?,
             thumbnails: items::list_thumbnails(&*snapshot, &name)?.len(),
             row,
@@ -222,7 +298,7 @@ async fn list(app: &App, of: Chosen) -> Result<(Vec<Name>, bool)> {
     }
 }
 
-/// Lists items that nobody has asked for since a time.
+/// Lists items that nobody has asked for since a time, but for avatars in use.
 async fn unused(app: &App, is_own: bool, before_ms: u64) -> Result<(Vec<Name>, bool)> {
     let (mut found, mut after) = (Vec::new(), None);
     loop {
@@ -233,15 +309,17 @@ async fn unused(app: &App, is_own: bool, before_ms: u64) -> Result<(Vec<Name>, b
         let look = move || {
             let mut unused = Vec::new();
             for (name, row) in page {
-                let is_meant = row.by.is_some() == is_own && row.content.is_some();
+                // Images of previews end with these.
+                let is_meant = row.by.is_some() == is_own && row.content.is_some() && !row.is_preview;
                 let seen_ms = items::find_seen(&*snapshot, &name)?.unwrap_or_default().max(row.at_ms);
                 if is_meant && seen_ms <= before_ms {
                     unused.push(name);
                 }
             }
+            avatars::spare(&*snapshot, &mut unused, |name| name)?;
             Ok(unused)
         };
-        for name in app.env.blocking(look).await? {
+        for name in app.env.blocking_long(Long::Media, look).await? {
             if found.len() == ITEMS_MAX {
                 return Ok((found, true));
             }
@@ -250,7 +328,7 @@ async fn unused(app: &App, is_own: bool, before_ms: u64) -> Result<(Vec<Name>, b
     }
 }
 
-/// Lists the items that events of a room refer to. What encrypted events refer to is not seen.
+/// Lists the items that came with events of a room. What encrypted events refer to is not seen.
 async fn of_room(app: &App, room_id: &str) -> Result<(Vec<Name>, bool)> {
     let room_id =
         <&RoomId>::try_from(room_id).map_err(|_| Refusal::invalid_param("This is not a room id."))?;
@@ -274,7 +352,7 @@ async fn of_room(app: &App, room_id: &str) -> Result<(Vec<Name>, bool)> {
     }
 }
 
-/// The items that some events of a room refer to, and the order of the last of those events, if there may be more.
+/// The items that came with some events of a room, and the order of the last of those events, if there may be more.
 fn list_in_room(
     read: &(impl Read + ?Sized),
     room: RoomNum,
@@ -286,9 +364,16 @@ fn list_in_room(
     let (mut found, mut last, mut count) = (Vec::new(), None, 0);
     for row in rows.take(ROWS_AT_ONCE) {
         let ((_, order), row) = row?;
-        for name in names_in(&String::from_utf8_lossy(&row.json)) {
-            if items::find(read, &name)?.is_some() {
-                found.push(name);
+        let stored = StoredEvent { order, row };
+        // Members have their avatars elsewhere, too.
+        if stored.membership().is_none() {
+            let (event, sender) = (stored.row.json.as_ref(), stored.row.sender());
+            let mut names = Vec::new();
+            collect_names(&serde_json::from_slice(event).unwrap_or_default(), &mut names);
+            for name in names {
+                if is_of(read, &name, &sender)? {
+                    found.push(name);
+                }
             }
         }
         (last, count) = (Some(order), count + 1);
@@ -296,12 +381,39 @@ fn list_in_room(
     Ok((found, last.filter(|_| count == ROWS_AT_ONCE)))
 }
 
-/// The URIs of media in a text, wherever they stand.
+/// Whether an item came with an event of this sender: they have uploaded it, or it is of their server. Anybody can name the files of
+/// others, who lose nothing by that.
+fn is_of(read: &(impl Read + ?Sized), name: &Name, sender: &str) -> Result<bool> {
+    let Some(row) = items::find(read, name)? else { return Ok(false) };
+    let Ok(sender) = <&UserId>::try_from(sender) else { return Ok(false) };
+    Ok(match row.by {
+        Some(by) => users::find_num(read, sender)? == Some(by),
+        None => sender.server_name().as_str() == name.server,
+    })
+}
+
+/// Collects the media that a value names anywhere. Its texts are looked at and not its JSON, which may write any character in other ways.
+fn collect_names(value: &Value, names: &mut Vec<Name>) {
+    match value {
+        Value::String(text) => names.extend(names_in(text)),
+        Value::Array(values) => values.iter().for_each(|value| collect_names(value, names)),
+        Value::Object(fields) => {
+            for (key, value) in fields {
+                names.extend(names_in(key));
+                collect_names(value, names);
+            }
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
+/// The URIs of media in a text, wherever they stand. Clients pass over whatever stands behind an id, such as `#auto`.
 fn names_in(text: &str) -> impl Iterator<Item = Name> {
-    text.match_indices("mxc://").filter_map(|(at, _)| {
-        let rest = text.get(at..)?;
-        let end = rest.find(['"', '\\', '<', '>', ' ', '\'']).unwrap_or(rest.len());
-        Name::of_uri(rest.get(..end)?)
+    text.match_indices(SCHEME).filter_map(|(at, _)| {
+        let (server, rest) = text.get(at + SCHEME.len()..)?.split_once('/')?;
+        let is_of_id = |it: char| it.is_ascii_alphanumeric() || it == '-' || it == '_';
+        let id = rest.split(|it| !is_of_id(it)).next()?;
+        Name::of_uri(&format!("{SCHEME}{server}/{id}"))
     })
 }
 
@@ -323,11 +435,13 @@ async fn delete_all(app: &App, of: Chosen) -> Result<Dealt> {
     let (names, has_more) = list(app, of).await?;
     let mut dealt = Dealt { has_more, ..Dealt::default() };
     for name in names {
-        if items::find(&*app.store.snapshot(), &name)?.is_some_and(|row| row.is_protected) {
-            dealt.protected += 1;
-        } else if let Some(bytes) = tend::delete(app, &name).await? {
-            dealt.items += 1;
-            dealt.bytes += bytes;
+        match tend::delete(app, &name).await? {
+            Deleted::Gone(bytes) => {
+                dealt.items += 1;
+                dealt.bytes += bytes;
+            }
+            Deleted::Protected => dealt.protected += 1,
+            Deleted::NoItem => {}
         }
     }
     Ok(dealt)
@@ -339,9 +453,15 @@ mod tests {
 
     #[test]
     fn uris_are_found_wherever_they_stand_in_an_event() {
-        let text = r#"{"url":"mxc://a.example/One","info":{"thumbnail_url":"mxc://b.example:1/two-2"},
-            "formatted_body":"<img src=\"mxc://a.example/three\">","broken":"mxc://a.example/../x"}"#;
-        let found: Vec<_> = names_in(text).map(|name| name.uri()).collect();
-        assert_eq!(found, ["mxc://a.example/One", "mxc://b.example:1/two-2", "mxc://a.example/three"]);
+        let event = serde_json::from_str(
+            r#"{"url":"mxc://a.example/One","info":{"thumbnail_url":["mxc:\/\/b.example:1\/tw\u006f-2"]},
+            "formatted_body":"<img src=\"mxc://a.example/three\">","broken":"mxc://a.example/../x",
+            "odd":"mxc://a.example/four#auto mxc://a.example/five?x=mxc://a.example/six/","mxc://a.example/seven":1}"#,
+        );
+        let mut found = Vec::new();
+        collect_names(&event.unwrap(), &mut found);
+        let found: std::collections::BTreeSet<_> = found.iter().map(Name::uri).collect();
+        let ids = ["five", "four", "One", "seven", "six", "three"].map(|id| format!("mxc://a.example/{id}"));
+        assert_eq!(found, ids.into_iter().chain(["mxc://b.example:1/two-2".to_owned()]).collect());
     }
 }

@@ -1,4 +1,4 @@
-//! The operator's commands for accounts, registration tokens, backups and checks. The command line calls them, in its own
+//! The operator's commands for accounts, backups and checks, and the way to all others. The command line calls them, in its own
 //! process or over the operator's socket. Their results are typed, and the command line finds the words for people.
 
 use std::{collections::BTreeMap, path::PathBuf};
@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 use crate::{
     accounts::{
         devices::{self, Ending},
-        names, registration, users,
+        names, users,
     },
     env::Long,
-    error::{Error, Refusal, Result},
+    error::{Refusal, Result},
     flows::{
         App,
         account::{
@@ -23,20 +23,21 @@ use crate::{
         operator::{
             accounts::{DevicesOf, Standing, list_devices, require_live, require_user, set_standing},
             check,
+            emails::{self, EmailCommand, EmailsOf},
             explain::{self, Explanation},
             federation::{self, CheckedServer, Retried, Statuses},
             media::{self, MediaCommand, MediaOutcome},
             reports::{self, Dismissed, Reported},
             signing_keys::{self, MadeKey},
+            tokens::{TokenEntry, create_token, list_tokens, revoke_token},
         },
         searching::SearchStatus,
         write,
     },
-    schema::accounts::RegistrationTokenRow,
     store::backup::{self, Manifest, Progress},
 };
 
-/// A password or token that is made here has this many characters.
+/// A password that is made here has this many characters.
 const MADE_CHARS: usize = 24;
 
 /// A command of the operator, as the command line sends it.
@@ -155,6 +156,8 @@ pub enum Command {
     SearchStatus,
     /// Looks at media, or deals with it.
     Media(MediaCommand),
+    /// Lists the e-mail addresses of an account, or changes them.
+    Email(EmailCommand),
 }
 
 impl Command {
@@ -182,6 +185,7 @@ impl Command {
             | Self::RebuildSearch
             | Self::SearchStatus
             | Self::Media(_)
+            | Self::Email(_)
             | Self::Check => false,
         }
     }
@@ -244,6 +248,8 @@ pub enum Outcome {
     SearchIs(SearchStatus),
     /// Media was looked at, or dealt with.
     Media(MediaOutcome),
+    /// The e-mail addresses of an account.
+    Emails(EmailsOf),
 }
 
 impl Outcome {
@@ -273,6 +279,7 @@ impl Outcome {
             | Self::SearchBegun(_)
             | Self::SearchIs(_)
             | Self::Media(_)
+            | Self::Emails(_)
             | Self::Restored(_) => true,
         }
     }
@@ -346,28 +353,6 @@ pub struct LoggedOut {
     pub devices: usize,
 }
 
-/// A registration token in a list.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct TokenEntry {
-    /// The text of the token.
-    pub token: String,
-    /// How many accounts were made with it.
-    pub uses: u64,
-    /// The number of accounts that may be made with it; any number if this is none.
-    pub uses_max: Option<u64>,
-    /// When it ends, in milliseconds since the epoch; never, if none.
-    pub expires_ms: Option<u64>,
-    /// The number of seconds until it ends; 0 if it has ended.
-    pub ends_in_s: Option<u64>,
-}
-
-impl TokenEntry {
-    fn new(token: String, row: &RegistrationTokenRow, now_ms: u64) -> Self {
-        let ends_in_s = row.expires_ms.map(|end| end.saturating_sub(now_ms) / 1000);
-        Self { token, uses: row.uses, uses_max: row.uses_max, expires_ms: row.expires_ms, ends_in_s }
-    }
-}
-
 /// A store that was restored.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RestoredStore {
@@ -436,7 +421,8 @@ pub async fn operate(
             Outcome::SearchBegun(app.searching.progress(&app.store)?)
         }
         Command::SearchStatus => Outcome::SearchIs(app.searching.progress(&app.store)?),
-        Command::Media(command) => Outcome::Media(media::operate(app, command).await?),
+        Command::Media(command) => Outcome::Media(media::operate(app, command, progress).await?),
+        Command::Email(command) => Outcome::Emails(emails::operate(app, command).await?),
         Command::RetryServer { server } => Outcome::ServerRetried(federation::retry(app, &server)?),
         Command::CheckServer { server } => {
             Outcome::ServerChecked(Box::new(federation::check(app, &server).await?))
@@ -513,9 +499,10 @@ pub async fn reset_password(app: &App, name: &str, password: Option<String>) -> 
     Ok(PasswordSet { user_id, password: made })
 }
 
-/// Ends an account for good. Errors: 400 for an account that has ended already, 404 for one that does not exist.
+/// Ends an account for good. One that has ended can still be erased. Errors: 400 for an account that has ended already, 404 for one that
+/// does not exist.
 pub async fn deactivate(app: &App, name: &str, erase: bool) -> Result<DeactivatedUser> {
-    let (user, user_id) = require_live(app, name)?;
+    let (user, user_id) = if erase { require_user(app, name)? } else { require_live(app, name)? };
     deactivate::deactivate(app, user, user_id.clone(), erase).await?;
     Ok(DeactivatedUser { user_id, erased: erase })
 }
@@ -538,39 +525,6 @@ pub async fn log_out(app: &App, name: &str, device: Option<OwnedDeviceId>) -> Re
     .await?;
     jobs::begin(app, promised);
     Ok(LoggedOut { user_id, devices })
-}
-
-/// Makes a registration token. Errors: 400 for a token that exists, is no valid token, or could never be used.
-pub async fn create_token(
-    app: &App,
-    token: Option<String>,
-    uses_max: Option<u64>,
-    expires_in_s: Option<u64>,
-) -> Result<TokenEntry> {
-    let token = token.unwrap_or_else(|| app.env.random_string(MADE_CHARS));
-    let now_ms = app.env.now_ms();
-    let expires_ms = expires_in_s.map(|seconds| now_ms.saturating_add(seconds.saturating_mul(1000)));
-    let row = RegistrationTokenRow { created_ms: now_ms, uses_max, uses: 0, expires_ms };
-    let (name, kept) = (token.clone(), row.clone());
-    write::for_server(app, move |_, batch| registration::create_token(batch, &name, &kept), Error::from)
-        .await?;
-    Ok(TokenEntry::new(token, &row, now_ms))
-}
-
-/// Lists all registration tokens, also those that have ended.
-pub fn list_tokens(app: &App) -> Result<Vec<TokenEntry>> {
-    let now_ms = app.env.now_ms();
-    let tokens = registration::list_tokens(&*app.store.snapshot())?.into_iter();
-    Ok(tokens.map(|(token, row)| TokenEntry::new(token, &row, now_ms)).collect())
-}
-
-/// Ends a registration token. Errors: 404 for one that does not exist.
-pub async fn revoke_token(app: &App, token: String) -> Result<TokenEntry> {
-    let now_ms = app.env.now_ms();
-    let name = token.clone();
-    let row =
-        write::for_server(app, move |_, batch| registration::revoke_token(batch, &name), Error::from).await?;
-    Ok(TokenEntry::new(token, &row, now_ms))
 }
 
 async fn back_up(

@@ -33,7 +33,7 @@ const WAITS_BYTES_MAX: usize = 1 << 20;
 const LATE_MAX: usize = 10_000;
 
 /// The room, and the user who is coming into it.
-type Of = (OwnedRoomId, UserNum);
+pub(super) type Of = (OwnedRoomId, UserNum);
 
 /// The attempts that are under way. Clones share them.
 #[derive(Clone)]
@@ -46,6 +46,8 @@ struct Inner {
     waiting: Kept<Of, Sent>,
     /// The timers of the jobs that leave rooms again which were left while a join was on its way.
     late: Mutex<BTreeMap<Of, Timer>>,
+    /// The timers of the jobs that find out what became of joins which are on their way now, should the server end before that.
+    cut_off: Mutex<BTreeMap<Of, Timer>>,
 }
 
 /// The end of a user's attempts to come into a room.
@@ -95,6 +97,7 @@ impl Default for Attempts {
             left: Kept::new(LEFT_BYTES_MAX),
             waiting: Kept::new(WAITS_BYTES_MAX),
             late: Mutex::default(),
+            cut_off: Mutex::default(),
         }))
     }
 }
@@ -158,12 +161,23 @@ impl Attempts {
         under_way.keys().filter(|(_, of)| *of == user).map(|(room, _)| room.clone()).collect()
     }
 
+    /// Whether an attempt of a user to come into a room has not ended yet, whether or not they still want it.
+    pub(super) fn is_any_under_way(&self, room: &RoomId, user: UserNum) -> bool {
+        self.0.under_way.lock().contains_key(&(room.to_owned(), user))
+    }
+
     /// Whether an attempt of a user to come into a room is under way that they still want.
     pub(super) fn is_under_way(&self, room: &RoomId, user: UserNum) -> bool {
         let under_way = self.0.under_way.lock();
         under_way
             .get(&(room.to_owned(), user))
             .is_some_and(|wishes| wishes.iter().any(|wish| !wish.has_left()))
+    }
+
+    /// Looks at the jobs that find out what became of joins, and changes them. Whoever promises another one or takes one back does so in
+    /// here, so that none is lost.
+    pub(super) fn with_cut_off<T>(&self, act: impl FnOnce(&mut BTreeMap<Of, Timer>) -> T) -> T {
+        act(&mut self.0.cut_off.lock())
     }
 
     /// Finds the job that leaves a room again for a user.
@@ -199,6 +213,11 @@ impl Attempt {
     /// The user who is coming.
     pub(super) fn user(&self) -> UserNum {
         self.of.1
+    }
+
+    /// The room, and the user who is coming into it.
+    pub(super) fn of(&self) -> &Of {
+        &self.of
     }
 
     /// Whether this is the only attempt of its user to come into its room.

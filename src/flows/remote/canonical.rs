@@ -11,7 +11,7 @@ use crate::{
     accounts::Caller,
     error::{Error, Refusal, Result},
     flows::{App, commit},
-    rooms::{self, aliases, members},
+    rooms::{self, aliases, members, power::Power, view::RoomView},
     schema::event_types::CANONICAL_ALIAS,
 };
 
@@ -23,7 +23,7 @@ const AT_ONCE: usize = 5;
 const TAKES_MAX: Duration = Duration::from_secs(20);
 
 /// Asks for those aliases of other servers that a new canonical alias event adds, and gives them when all of them name the room. Errors:
-/// 400 `M_BAD_ALIAS`; [`Error::Busy`].
+/// 403 `M_FORBIDDEN` for somebody who is not in the room or may not set its canonical alias; 400 `M_BAD_ALIAS`; [`Error::Busy`].
 pub(crate) async fn confirm(
     app: &App,
     caller: &Caller,
@@ -51,7 +51,7 @@ pub(crate) async fn confirm(
     }
 }
 
-/// The aliases of other servers that are new in the content. Nothing is asked for somebody who is not in the room.
+/// The aliases of other servers that are new in the content. Nothing is asked for somebody who could not set them, whom the room refuses anyway.
 fn list_added(
     app: &App,
     caller: &Caller,
@@ -67,7 +67,14 @@ fn list_added(
     let old = rooms::find_state(&*snapshot, num, CANONICAL_ALIAS, state_key)?;
     let added = aliases::list_added(content, old.as_ref().map(|event| event.row.content()))?;
     let parsed = added.into_iter().filter_map(|alias| OwnedRoomAliasId::try_from(alias).ok());
-    Ok(parsed.filter(|alias| *alias.server_name() != app.config.server.name).collect())
+    let added: Vec<_> = parsed.filter(|alias| *alias.server_name() != app.config.server.name).collect();
+    let row = rooms::require_row(&*snapshot, num)?;
+    let power = Power::read(RoomView { read: &*snapshot, num, row: &row })?;
+    if !added.is_empty() && !power.may_send_state(&caller.user_id, CANONICAL_ALIAS)? {
+        let why = "Your power level does not suffice to change the room's canonical alias.";
+        return Err(Refusal::forbidden(why).into());
+    }
+    Ok(added)
 }
 
 async fn confirm_one(app: &App, room: &RoomId, alias: OwnedRoomAliasId) -> Result<OwnedRoomAliasId> {

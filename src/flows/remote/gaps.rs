@@ -1,16 +1,19 @@
 //! Rooms that lack something, as they are remembered in memory: who is fetching for them now, and what was fetched in vain lately, so that
-//! nobody can have us ask for ever.
+//! nobody can have us ask for ever. Servers whose names are of one owner take turns (`gaps/neighbours.rs`).
+
+mod neighbours;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     time::Duration,
 };
 
-use federation::turns::{Turn, Turns};
+use federation::turns::Turns;
 use parking_lot::Mutex;
 use ruma::{OwnedServerName, ServerName};
 use tokio::sync::watch;
 
+use self::neighbours::Neighbours;
 use super::kept::Kept;
 use crate::{
     env::{
@@ -88,8 +91,8 @@ const CLAIM_LOOKED_AT_EVERY: Duration = Duration::from_millis(500);
 /// The rooms for which something is fetched.
 #[derive(Debug)]
 pub struct Gaps {
-    /// One at a time fetches what events of a room lack that come from one owner of names.
-    sources: Turns<(RoomNum, Source)>,
+    /// The turns of servers in a room, among those whose names are of the same owner.
+    neighbours: Neighbours,
     /// Those who fetch for a room do so one after the other, as long as that is quick: what one of them brings the others need not ask for.
     rooms: Turns<RoomNum>,
     /// The uptime from which on the next state may be fetched in a room for a server.
@@ -115,7 +118,7 @@ pub struct Gaps {
 impl Default for Gaps {
     fn default() -> Self {
         Self {
-            sources: Turns::default(),
+            neighbours: Neighbours::default(),
             rooms: Turns::default(),
             paced: Mutex::default(),
             states: Mutex::default(),
@@ -129,13 +132,6 @@ impl Default for Gaps {
             in_vain: Mutex::default(),
         }
     }
-}
-
-/// The turn of somebody who fetches what events of a room lack.
-pub(super) struct RoomTurn {
-    _of_source: Turn<(RoomNum, Source)>,
-    /// None where others took long.
-    _of_room: Option<Turn<RoomNum>>,
 }
 
 /// A state that is being fetched for events of a server.
@@ -164,16 +160,21 @@ impl Drop for Filling<'_> {
 }
 
 impl Gaps {
-    /// Waits until nobody else fetches what events of the room lack that come from names of the same owner, and for a moment until nobody
-    /// does for others: whoever waits for a server that does not answer holds up its own owner alone.
-    pub(super) async fn turn(&self, env: &Env, room: RoomNum, origin: &ServerName) -> RoomTurn {
-        let of_source = self.sources.enter((room, Source::of(origin.as_str()))).await;
+    /// Fetches what events of a server lack in a room, when it is its turn among its neighbours, and for a moment when nobody fetches for
+    /// others of the room. `None` where it took long and a neighbour came: it is to be tried again later.
+    pub(super) async fn fetch_in_turn<T>(
+        &self,
+        env: &Env,
+        (room, origin): (RoomNum, &ServerName),
+        work: impl Future<Output = T>,
+    ) -> Option<T> {
+        let turn = self.neighbours.enter(env, room, origin).await;
         let of_room = tokio::select! {
             biased;
             turn = self.rooms.enter(room) => Some(turn),
             () = env.sleep(TURN_WAITS_MAX) => None,
         };
-        RoomTurn { _of_source: of_source, _of_room: of_room }
+        turn.run(env, of_room, work).await
     }
 
     /// Fetches what events lack of a server that has nobody in the room, in a place that the owner of its name and the address of the

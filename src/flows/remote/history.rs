@@ -3,7 +3,7 @@
 //!
 //! Only servers that have somebody in the room now are answered, and that its list of servers admits. Who has nobody there any more is
 //! still told what was there before, and what stands below an event that removed its users, because it cannot follow otherwise that they
-//! were. Events that servers may not see come redacted, but for those of the room's state of now.
+//! were: the ids of a state, and each event of it. Events that servers may not see come redacted, but for those of the room's state of now.
 
 use std::{
     collections::{BTreeSet, BinaryHeap, HashSet, VecDeque},
@@ -25,7 +25,7 @@ use crate::{
         around::Around,
         change::left_out,
         event::{self, StoredEvent},
-        members, redact, state,
+        graph, members, redact, state,
         visibility::ServerSight,
     },
     schema::{
@@ -48,6 +48,8 @@ const NAMED_MAX: usize = 100;
 const CHAIN_MAX: usize = 100_000;
 /// A chain whose events are given whole has at most this many bytes.
 const CHAIN_BYTES_MAX: usize = 32 << 20;
+/// Look at most at this many events that an event allowed, to say whether a server may have it.
+const ALLOWED_MAX: usize = 100;
 /// Read this many events of a state at once.
 const READ_AT_ONCE: usize = 500;
 /// An answer has at most this many bytes of events, but for the last one.
@@ -121,6 +123,41 @@ impl Reading {
             found => found?,
         };
         self.keep_readable(vec![found])?.pop().ok_or_else(not_in_room)
+    }
+
+    /// Whether the server may have an event by itself: where it has nobody in the room any more, one that it may read below, one of the
+    /// state of when it left, and one that allowed such an event. It is told the ids of these, and follows nothing by ids alone.
+    fn may_have(&self, found: &Found) -> Result<bool, Fault> {
+        if self.is_resident {
+            return Ok(true);
+        }
+        let (read, server) = (&*self.snapshot, self.origin.as_str());
+        let left = members::server_left_at(read, self.num, server)?;
+        let was_there = |stored: &StoredEvent, place: Place| -> Result<bool, Fault> {
+            if let Place::Timeline(order) = place
+                && (left.is_some_and(|left| order < left)
+                    || Around::of(read, self.num, stored)?.has_server(read, self.num, server)?)
+            {
+                return Ok(true);
+            }
+            let (Some(left), Some(key)) = (left, stored.row.header.state_key) else { return Ok(false) };
+            let then = state::just_below(read, self.num, left)?;
+            Ok(state::at(read, self.num, then, key)?.event() == Some(stored.event()))
+        };
+        if was_there(&found.stored, found.place)? {
+            return Ok(true);
+        }
+        let last = EventNum(self.row.next_event);
+        for allowed in
+            graph::list_auth_children(read, self.num, found.stored.event(), last)?.take(ALLOWED_MAX)
+        {
+            if let Some(allowed) = self.find(allowed?)?
+                && was_there(&allowed.stored, allowed.place)?
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn find_num(&self, id: &EventId) -> Result<Option<EventNum>, Fault> {
@@ -260,9 +297,9 @@ pub(crate) async fn one(app: &App, origin: &ServerName, id: OwnedEventId) -> Res
         // An id says nothing of its room. Where servers choose ids, several rooms may have an event of it.
         for (num, _) in event::list_anywhere_by_id(&*snapshot, &id)? {
             let room = rooms::require_row(&*snapshot, num)?;
-            let Ok(mut reading) = Reading::open(&app, &origin, &room.id) else { continue };
+            let Ok(mut reading) = Reading::open_past(&app, &origin, &room.id) else { continue };
             let Ok(found) = reading.require(&id) else { continue };
-            if found.stored.row.header.expired {
+            if found.stored.row.header.expired || !reading.may_have(&found)? {
                 continue;
             }
             return reading.shown(&found);

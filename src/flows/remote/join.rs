@@ -1,6 +1,6 @@
 //! Users of ours come into rooms that this server is not in (server-server API, "Joining Rooms"): a server in the room makes a
 //! template, we sign the event, the server adds it to the room and hands over the room's state, and
-//! `flows/room/base.rs` lays that down.
+//! `flows/room/base.rs` lays that down. Should this server end between the last two, `cut_off.rs` has others know it.
 
 use std::{
     collections::BTreeSet,
@@ -32,12 +32,13 @@ use crate::{
             attempts::{Attempt, Wish, left_meanwhile},
             brought::{self, Answered},
             candidates::{Candidates, find_here},
+            cut_off,
             hand_over::{is_unknown, may_have_acted, put, put_with},
             held::Holding,
             late, left_out, receive,
             staged::{self, InBatch},
             stance::Stance,
-            take_back,
+            take_back::{self, TakenBack},
             take_in::{Silence, take_in},
             template::{self, Template, Wanted},
         },
@@ -195,12 +196,16 @@ pub(crate) async fn join(
     let owned = app.clone();
     app.env.spawn(async move {
         let joined = ask_in_turn(&owned, &asked, candidates).await;
-        match &joined {
-            Ok(()) => leave_again(&owned, &asked),
+        let unanswered = match &joined {
+            Ok(()) => {
+                leave_again(&owned, &asked);
+                BTreeSet::new()
+            }
             // It comes true later.
-            Err(_) if asked.waits.load(Ordering::Relaxed) => {}
+            Err(_) if asked.waits.load(Ordering::Relaxed) => BTreeSet::new(),
             Err(why) => take_back(&owned, &asked, &attempt, why).await,
-        }
+        };
+        cut_off::conclude(&owned, &attempt, unanswered).await;
         drop((attempt, alone));
         drop(tell.send(joined));
     });
@@ -281,16 +286,21 @@ async fn ask_in_turn(app: &App, asked: &Arc<Asked>, mut candidates: Candidates) 
 }
 
 /// Tells the servers that may have taken a join that the user is not in the room after all, unless this server is in the room, which
-/// says what the user is there, or the user joins it meanwhile.
-async fn take_back(app: &App, asked: &Asked, attempt: &Attempt, why: &Error) {
-    let servers = std::mem::take(&mut *asked.taken.lock());
+/// says what the user is there, or the user joins it meanwhile. Gives those that have not answered to that.
+async fn take_back(app: &App, asked: &Asked, attempt: &Attempt, why: &Error) -> BTreeSet<OwnedServerName> {
+    let mut servers = std::mem::take(&mut *asked.taken.lock());
     let may = || attempt.is_only() && matches!(find_here(app, &asked.wanted.room_id), Ok(None));
     if servers.is_empty() || !may() {
-        return;
+        return BTreeSet::new();
     }
     tracing::info!(room = %asked.wanted.room_id, user = %asked.wanted.user_id, %why, "a join is taken back that other servers may have taken");
     let wanted = Wanted::leave(asked.wanted.room_id.clone(), asked.wanted.user_id.clone());
-    take_back::tell(app, &wanted, servers, may).await;
+    let told = take_back::tell(app, &wanted, servers.clone(), may).await;
+    if !may() {
+        return BTreeSet::new();
+    }
+    servers.retain(|server| matches!(told.get(server), Some(TakenBack::Failed) | None));
+    servers
 }
 
 /// Joins by way of this server.
@@ -345,6 +355,7 @@ async fn join_by(app: &App, asked: &Arc<Asked>, server: &ServerName, template: &
     let after = move |change: &mut Change| {
         // Nothing of the room changes in its turn, and what this turn writes is not seen yet.
         of_turn.require_wanted(&owned)?;
+        cut_off::take_back_in(&owned, &mut change.batch, (&of_turn.wanted.room_id, user));
         left_out::remember(&owned, change, &left_out)?;
         let held = store_held(&owned, change, &of_turn)?;
         let completes = change.row.incomplete().is_some().then(|| {
@@ -564,6 +575,7 @@ fn store_held(app: &App, change: &mut Change, asked: &Asked) -> Result<InBatch> 
 /// taken it, unless it is certain that it has not.
 async fn send(app: &App, server: &ServerName, asked: &Asked, event: &Received) -> Result<Answered> {
     let (room_id, id) = (asked.wanted.room_id.as_str(), event.id().as_str());
+    cut_off::promise(app, (&asked.wanted.room_id, asked.user), (event.id(), server)).await?;
     asked.wish.note_sent(event.id(), server)?;
     asked.taken.lock().insert(server.to_owned());
     asked.holding.note_asked(server);

@@ -49,6 +49,11 @@ impl<K: Ord + Clone, V: Clone> Kept<K, V> {
             answers.remove(&first);
         }
     }
+
+    /// Keeps an answer no longer.
+    pub(super) fn forget(&self, question: &K) {
+        self.answers.lock().remove(question);
+    }
 }
 
 impl<K: Ord + Clone, V> Answers<K, V> {
@@ -76,6 +81,8 @@ mod tests {
         assert_eq!((kept.find(&"second", at(4)), kept.find(&"first", at(4))), (None, Some(1)));
         kept.keep("first", 4, 60, at(30));
         assert_eq!((kept.find(&"first", at(25)), kept.find(&"third", at(15))), (Some(4), Some(3)));
+        kept.forget(&"third");
+        assert_eq!((kept.find(&"first", at(25)), kept.find(&"third", at(15))), (Some(4), None));
         kept.keep("large", 5, 101, at(40));
         assert_eq!(kept.find(&"large", at(30)), None);
         assert_eq!(kept.answers.lock().bytes, 0);

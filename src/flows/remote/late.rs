@@ -3,13 +3,15 @@
 //! whenever a join of a user of ours is accepted that another server tells (`flows/room/ingest.rs`), and looks once in a while beside
 //! that.
 //!
+//! Joins that the end of the server has cut off go the same way (`cut_off.rs`).
+//!
 //! It goes by the ids of those joins, so that a user who came back by another one stays in the room. As long as this server is not in the
 //! room itself, it asks the servers that were asked to let the user in to take them out again: others may see the user there, and nobody
 //! here could leave a room that is not here.
 
 use std::collections::BTreeSet;
 
-use ruma::{OwnedServerName, RoomId};
+use ruma::{OwnedEventId, OwnedServerName, RoomId};
 
 use crate::{
     error::{Error, Result},
@@ -48,8 +50,17 @@ pub(crate) async fn promise(app: &App, user: UserNum, room: &RoomId, sent: Sent)
     if sent.is_empty() {
         return Ok(());
     }
-    let (mut joins, servers): (Vec<_>, Vec<_>) = sent.into_iter().unzip();
-    let mut servers: BTreeSet<OwnedServerName> = servers.into_iter().collect();
+    let (joins, servers): (Vec<_>, Vec<_>) = sent.into_iter().unzip();
+    promise_of(app, user, room, (joins, servers.into_iter().collect())).await
+}
+
+/// Like [`promise`], where any of these servers may have taken any of these joins.
+pub(super) async fn promise_of(
+    app: &App,
+    user: UserNum,
+    room: &RoomId,
+    (mut joins, mut servers): (Vec<OwnedEventId>, BTreeSet<OwnedServerName>),
+) -> Result<()> {
     let (owned, room) = (app.clone(), room.to_owned());
     let set = move || {
         let (attempts, now_ms) = (&owned.remote.attempts, owned.env.now_ms());

@@ -209,10 +209,15 @@ fn read_key_change(user_id: &UserId, content: &RawValue) -> Option<Change> {
 /// counts.
 pub(super) async fn take_changes(app: &App, user_id: OwnedUserId, changes: Vec<Change>) -> Result<()> {
     let (owned, of) = (app.clone(), user_id.clone());
-    let find = move || Ok(members::list_rooms_of_other(&*owned.store.snapshot(), of.as_str())?);
-    let rooms = app.env.blocking(find).await?;
+    let find = move || {
+        let snapshot = owned.store.snapshot();
+        let is_kept = elsewhere::find(&*snapshot, &of)?.is_some();
+        Ok((members::list_rooms_of_other(&*snapshot, of.as_str())?, is_kept))
+    };
+    let (rooms, is_kept) = app.env.blocking(find).await?;
     if rooms.is_empty() {
-        return Ok(());
+        // The same stay in a room may count again, where forks are resolved otherwise, and the list must not count with it: it lacks this change.
+        return if is_kept { forget(app, &user_id).await } else { Ok(()) };
     }
     let of = user_id.clone();
     let is_stale = write::for_other(app, &user_id, move |_, batch| {

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use federation::{
+    guard::{Guard, parse_network},
     ports::{
         Addresses, Body, Clock, NotResolved, NotSent, Payers, Randomness, Resolver, Services, Target, Tasks,
         Transport,
     },
     transport::{Https, Proxy, Trust, dns::SystemDns},
+    web::Web,
 };
 use futures_util::{FutureExt, future::BoxFuture};
 
@@ -62,6 +64,30 @@ pub(crate) fn open(config: &Config, env: &Env) -> Result<Network> {
     let transport = Https::new(&trust, proxy, doors.clone(), doors);
     let resolver = SystemDns::new().map_err(|it| broken(&it))?;
     Ok(Network { resolver: Arc::new(resolver), transport: Arc::new(transport), web: Arc::new(web) })
+}
+
+/// Opens the way to the bucket of `[media.s3]`; none where there is none. The operator has named its host, so that it may be in a network
+/// of theirs. Fails where a setting cannot be used.
+pub(crate) fn open_to_bucket(config: &Config, env: &Env) -> Result<Option<Web>> {
+    let settings = &config.media.s3;
+    if !settings.is_used() {
+        return Ok(None);
+    }
+    let broken =
+        |error: &dyn std::fmt::Display| Error::broken(format!("the bucket cannot be reached: {error}"));
+    let all = ["0.0.0.0/0", "::/0"].into_iter().map(parse_network).collect::<Result<_, _>>();
+    let guard = Guard::new(all.map_err(|why| broken(&why))?);
+    if env.is_simulated() {
+        let network = env.simulated_network().ok_or_else(|| broken(&NOBODY))?;
+        return Ok(Some(Web::new(network.resolver, network.web, guard, false)));
+    }
+    let authorities = &settings.trusted_ca_file;
+    let authorities = (!authorities.as_os_str().is_empty()).then_some(authorities);
+    let trust = Trust::load(authorities.as_slice()).map_err(|it| broken(&it))?;
+    let doors = Arc::new(Doors(env.clone()));
+    let transport = Https::for_web(&trust, None, doors.clone(), doors);
+    let resolver = SystemDns::new().map_err(|it| broken(&it))?;
+    Ok(Some(Web::new(Arc::new(resolver), Arc::new(transport), guard, false)))
 }
 
 /// A world without other servers.

@@ -2,9 +2,10 @@
 //! be had, or their room is busy. Whoever sent them was told that they are here, so that they are kept in the store until they
 //! are judged, or for a day; unless their server has most of all, and must give way to others (`queues.rs`).
 //!
-//! An event that is judged at once is never written here. The events of a room that came from names of one owner have one worker, which
-//! tries all of them in the order in which they came, again whenever an event of the room came in, and else ever more seldom. So whoever lets
-//! this server wait holds up what came from their own names alone. What waits is counted in memory, and bounded: a server that has too much
+//! An event that is judged at once is never written here. The events of a room that came from one tenant (`tenants.rs`) have one worker, which
+//! tries all of them in the order in which they came, again whenever an event of the room came in, and else ever more seldom; and the longer it
+//! had to wait for others, the longer it pauses. So whoever lets this server wait holds up what came from themselves alone. What they lack is
+//! fetched for all tenants of an owner in turn (`gaps/neighbours.rs`). What waits is counted in memory, and bounded: a server that has too much
 //! here is told to send again later, and so is one whose events of one room are too many, because others need that room's places, too.
 
 mod queues;
@@ -24,6 +25,7 @@ use self::queues::{Added, GaveWay, Queues, Sender};
 use super::{
     gaps,
     judge::{self, Coming, Fate},
+    tenants::Tenant,
 };
 use crate::{
     env::payer,
@@ -32,7 +34,7 @@ use crate::{
     ids::RoomNum,
     rooms::{
         self,
-        change::{Change, Signed, invited::Source},
+        change::{Change, Signed},
     },
     schema::{
         self,
@@ -251,21 +253,21 @@ pub(crate) fn begin_all(app: &App) {
 
 fn begin(app: &App, room: RoomNum, at_once: bool) {
     let begun = app.staged.0.lock().begin_work(room, at_once);
-    for (source, hurry) in begun {
+    for (tenant, hurry) in begun {
         let owned = app.clone();
         // The transaction that brought the events does not pay for what follows.
         app.env.spawn(crate::env::payer::Payers::SERVER.during(async move {
-            work(&owned, (room, source), &hurry, at_once).await;
+            work(&owned, (room, tenant), &hurry, at_once).await;
         }));
     }
 }
 
-/// The events of a room that came from names of one owner.
-type Line = (RoomNum, Source);
+/// The events of a room that came from one tenant.
+type Line = (RoomNum, Tenant);
 
 /// Tries the events of a line until none is left.
 async fn work(app: &App, line: Line, hurry: &Notify, at_once: bool) {
-    let (room, source) = &line;
+    let (room, tenant) = &line;
     let (mut wait, mut from) = (AGAIN, 0);
     if !at_once {
         pause(app, hurry, PAUSE, AGAIN).await;
@@ -288,9 +290,9 @@ async fn work(app: &App, line: Line, hurry: &Notify, at_once: bool) {
         {
             let mut queues = app.staged.0.lock();
             if went_on {
-                queues.hurry(*room, Some(source));
+                queues.hurry(*room, Some(tenant));
             }
-            if queues.end_work(*room, source) {
+            if queues.end_work(*room, tenant) {
                 return;
             }
         }
@@ -321,10 +323,10 @@ struct Page {
 
 /// Goes once through the events of a line from a number on, as long as there is time; the next pass goes on from where this one ended. Answers
 /// whether an event is done, so that others may be, too.
-async fn pass(app: &App, (room, source): &Line, from: &mut u64, until: Duration) -> Result<bool> {
+async fn pass(app: &App, (room, tenant): &Line, from: &mut u64, until: Duration) -> Result<bool> {
     let (room, mut went_on) = (*room, false);
     while app.env.uptime() < until {
-        let numbers = app.staged.0.lock().list(room, source, *from, PAGE);
+        let numbers = app.staged.0.lock().list(room, tenant, *from, PAGE);
         if numbers.is_empty() {
             *from = 0;
             break;

@@ -3,7 +3,7 @@
 //! of a PDU", "Backfilling and retrieving missing events").
 //!
 //! Everything is bounded: a gap is followed for some rounds, events and seconds, and what events of one owner's servers lack in a room is
-//! fetched by one at a time. What cannot be had does not reject an event: its outcome is [`Outcome::Unknown`], to be tried again later.
+//! fetched in turn (`gaps/neighbours.rs`). What cannot be had does not reject an event: its outcome is [`Outcome::Unknown`], to be tried again later.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -125,10 +125,17 @@ async fn fetch_for(
         let fetched = app.gaps.fetch_for_stranger(&app.env, origin, Box::pin(work)).await;
         return fetched.unwrap_or(Ok(()));
     }
-    let _turn = app.gaps.turn(&app.env, room, origin).await;
-    let budget = Budget::new(app, TAKES_MAX, REQUESTS_MAX, EVENTS_MAX);
-    let fetch = Fetch::begin(app, room, vec![origin.to_owned()], budget).await?;
-    Gap::new(fetch, origin, silence).close_all(events, outcomes).await
+    let work = async {
+        // The time counts from when it is their turn.
+        let budget = Budget::new(app, TAKES_MAX, REQUESTS_MAX, EVENTS_MAX);
+        let fetch = Fetch::begin(app, room, vec![origin.to_owned()], budget).await?;
+        Gap::new(fetch, origin, silence).close_all(events, outcomes).await
+    };
+    let fetched = app.gaps.fetch_in_turn(&app.env, (room, origin), Box::pin(work)).await;
+    if fetched.is_none() {
+        tracing::debug!(%room, %origin, "what events lack came slowly, and makes room for that of a neighbour");
+    }
+    fetched.unwrap_or(Ok(()))
 }
 
 /// Whether an event cites one that waits for the room's policy server. No hole may open in that one's place, because nobody asks

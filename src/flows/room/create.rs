@@ -32,6 +32,9 @@ use crate::{
     store::{NotAccepted, timer::Timer},
 };
 
+/// The events that a room gets when it is replaced: its tombstone, and its canonical alias and power levels as they are from then on.
+const OF_REPLACED_ROOM: usize = 3;
+
 /// A room that was created.
 pub(crate) struct Created {
     pub(crate) num: RoomNum,
@@ -84,14 +87,15 @@ async fn make(app: &App, caller: &Caller, request: Request, kind: Kind) -> Resul
         };
         let given = Given { server, default_version, encrypt_new, state_max, id };
         let plan = Plan::of(&owned.env, given, author, request)?;
-        let acts = [(Limit::Membership, plan.count_memberships()), (Limit::Send, plan.count_initial_state())];
-        for (limit, count) in acts {
-            // Nobody can replace a room in parts, so that a large one must not be refused for ever.
-            if replaces {
-                owned.limits.take_following(limit, source, count)?;
-            } else {
-                owned.limits.take_more(limit, source, count)?;
-            }
+        let (memberships, events) = (plan.count_memberships(), plan.count_initial_state());
+        if replaces {
+            // Nobody can replace a room in parts, so that a large one must not be refused for ever. It is paid for in full afterwards; its
+            // members are bans, each of which is among the events, too.
+            owned.limits.take_following(Limit::Membership, source, memberships)?;
+            owned.limits.take_whole(Limit::Send, source, events + OF_REPLACED_ROOM)?;
+        } else {
+            owned.limits.take_more(Limit::Membership, source, memberships)?;
+            owned.limits.take_more(Limit::Send, source, events)?;
         }
         plan.require_reachable(&*owned.store.snapshot(), server)?;
         Ok(plan)

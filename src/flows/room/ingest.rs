@@ -44,6 +44,7 @@ use crate::{
     },
     schema::{
         event_types::{MERGE, TOMBSTONE},
+        jobs::Job,
         rooms::Membership,
     },
     store::timer::Timer,
@@ -219,6 +220,11 @@ async fn take_turn(
                     {
                         turn.promised.extend(carry_over::promise(&owned, change, user)?);
                         turn.promised.extend(owned.remote.attempts.find_late(&change.row.id, user));
+                        // A join that has waited may come after the job that completes the room found nobody of ours there.
+                        if change.row.incomplete().is_some() {
+                            let completes = Job::CompleteState { room };
+                            turn.promised.push(jobs::promise(&owned, &mut change.batch, &completes));
+                        }
                     }
                     if let Outcome::Accepted(stored) = &outcome
                         && stored.row.event_type() == TOMBSTONE

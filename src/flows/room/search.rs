@@ -24,11 +24,10 @@ use crate::{
         App,
         room::look::{Around, FoundText, Look},
     },
-    ids::{EventNum, Order, RoomNum},
+    ids::{Order, RoomNum},
     json::{JsonText, Object},
     rooms::{self, filter::EventFilter, members, visibility::Sight},
     schema::{
-        self,
         event_types::{MESSAGE, NAME, TOPIC},
         rooms::{Membership, UserRoomRow},
     },
@@ -234,18 +233,11 @@ fn list_rooms(
                 *last = upto.anchor.min(*last);
                 first <= last
             });
-            let edits_upto = last_event(read, room, upto)?;
-            scopes.push(Scope { room, seen, edits_upto });
+            scopes.push(Scope { room, seen });
         }
     }
     scopes.sort_by_key(|scope| scope.room);
     Ok(scopes)
-}
-
-/// The number of the event at the end of somebody's stay, above which they see no edit; `None` for a member.
-fn last_event(read: &Snapshot, room: RoomNum, upto: Order) -> Result<Option<EventNum>> {
-    let last = schema::TIMELINE.get(read, (room, upto))?;
-    Ok(last.map(|row| row.header.event))
 }
 
 /// The order above which somebody with this row sees nothing of a room by having been in it. What everybody may see of it

@@ -5,9 +5,9 @@
 //! an object is there entirely or not at all.
 
 use std::{
-    fs::{self, File},
-    io::{self, BufReader, Seek, Write},
-    os::unix::fs::FileExt,
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, BufReader, Read, Seek, SeekFrom, Write},
+    os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
     time::UNIX_EPOCH,
 };
@@ -17,6 +17,10 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{media::objects::ObjectName, schema::media::Digest};
 
+/// Folders are open to the server's own account of the machine alone, because files of private rooms lie there.
+const FOLDER_MODE: u32 = 0o700;
+/// Files are open to the same account alone.
+const FILE_MODE: u32 = 0o600;
 /// The folder of what is being received.
 const PARTS: &str = "parts";
 /// A part is given to the disk each time it has grown by this many bytes, so that the end of a large upload is no long wait.
@@ -52,13 +56,9 @@ impl Disk {
 
     /// The folders of an object, one in the other, and its file.
     fn place(&self, object: ObjectName) -> ([PathBuf; 2], PathBuf) {
-        let digits = object.digest.to_string();
-        let outer = self.directory.join(digits.get(..2).unwrap_or_default());
-        let inner = outer.join(digits.get(2..4).unwrap_or_default());
-        let file = match object.generation {
-            0 => digits,
-            later => format!("{digits}.{later}"),
-        };
+        let [outer, inner, file] = object.path();
+        let outer = self.directory.join(outer);
+        let inner = outer.join(inner);
         let file = inner.join(file);
         ([outer, inner], file)
     }
@@ -66,10 +66,18 @@ impl Disk {
     pub(super) fn begin(&self, name: &str) -> io::Result<Part> {
         let parts = self.directory.join(PARTS);
         if !parts.is_dir() {
-            fs::create_dir_all(&parts)?;
+            DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(&parts)?;
             sync(&self.directory)?;
+            if let Some(above) = self.directory.parent().filter(|above| !above.as_os_str().is_empty()) {
+                sync(above)?;
+            }
         }
-        let file = File::create_new(parts.join(name))?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(FILE_MODE)
+            .open(parts.join(name))?;
         Ok(Part { file, name: name.to_owned(), hasher: Sha256::new(), bytes: 0, synced: 0 })
     }
 
@@ -77,7 +85,7 @@ impl Disk {
         let (folders, file) = self.place(object);
         let mut above = self.directory.as_path();
         for folder in &folders {
-            match fs::create_dir(folder) {
+            match DirBuilder::new().mode(FOLDER_MODE).create(folder) {
                 // The one who has made it may not have synced it yet.
                 Ok(()) => sync(above)?,
                 Err(_) if folder.is_dir() => sync(above)?,
@@ -94,8 +102,14 @@ impl Disk {
     }
 
     pub(super) fn contains(&self, object: ObjectName, bytes: u64) -> io::Result<bool> {
-        match fs::metadata(self.place(object).1) {
-            Ok(found) => Ok(found.is_file() && found.len() == bytes),
+        let ([_, inner], file) = self.place(object);
+        match fs::metadata(file) {
+            Ok(found) if found.is_file() && found.len() == bytes => {
+                // The one who has put it there may not have synced its folder yet.
+                sync(&inner)?;
+                Ok(true)
+            }
+            Ok(_) => Ok(false),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error),
         }
@@ -123,12 +137,13 @@ impl Disk {
         Ok(count)
     }
 
+    pub(super) fn open_part(&self, name: &str) -> io::Result<Object> {
+        Object::of(File::open(self.part(name))?)
+    }
+
     pub(super) fn open(&self, object: ObjectName) -> io::Result<Option<Object>> {
         match File::open(self.place(object).1) {
-            Ok(file) => {
-                let bytes = file.metadata()?.len();
-                Ok(Some(Object { file, bytes }))
-            }
+            Ok(file) => Object::of(file).map(Some),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
@@ -154,6 +169,10 @@ impl Part {
         Ok(())
     }
 
+    pub(super) fn into_object(self) -> io::Result<Object> {
+        Object::of(self.file)
+    }
+
     pub(super) fn finish(self) -> io::Result<(Digest, u64, String)> {
         self.file.sync_all()?;
         Ok((Digest(self.hasher.finalize().into()), self.bytes, self.name))
@@ -161,6 +180,11 @@ impl Part {
 }
 
 impl Object {
+    fn of(file: File) -> io::Result<Self> {
+        let bytes = file.metadata()?.len();
+        Ok(Self { file, bytes })
+    }
+
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -171,10 +195,36 @@ impl Object {
         Ok(bytes.freeze())
     }
 
-    pub(super) fn reader(&self) -> io::Result<BufReader<File>> {
-        let mut file = self.file.try_clone()?;
-        file.rewind()?;
-        Ok(BufReader::new(file))
+    pub(super) fn reader(&self) -> io::Result<BufReader<Reader>> {
+        let file = self.file.try_clone()?;
+        Ok(BufReader::new(Reader { file, at: 0, bytes: self.bytes }))
+    }
+}
+
+/// Reads an object from its beginning. It has a place of its own in the file, which open files that are copies of each other share.
+pub(super) struct Reader {
+    file: File,
+    at: u64,
+    bytes: u64,
+}
+
+impl Read for Reader {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let length = self.file.read_at(into, self.at)?;
+        self.at = self.at.saturating_add(length as u64);
+        Ok(length)
+    }
+}
+
+impl Seek for Reader {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let at = match to {
+            SeekFrom::Start(at) => Some(at),
+            SeekFrom::Current(by) => self.at.checked_add_signed(by),
+            SeekFrom::End(by) => self.bytes.checked_add_signed(by),
+        };
+        self.at = at.ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(self.at)
     }
 }
 
@@ -192,13 +242,11 @@ fn unless_gone(done: io::Result<()>) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read;
-
     use super::*;
-    use crate::media::blobs::Blobs;
+    use crate::{media::blobs::Blobs, schema::media::Home};
 
     fn object(received: &super::super::Received, generation: u32) -> ObjectName {
-        ObjectName { digest: received.digest, generation }
+        ObjectName { digest: received.digest, generation, home: Home::Disk }
     }
 
     #[test]
@@ -224,6 +272,15 @@ mod tests {
         let open = blobs.open(first).unwrap().unwrap();
         assert_eq!((open.bytes(), &open.read(6, 5).unwrap()[..]), (11, &b"world"[..]));
         assert!(open.read(6, 6).is_err(), "it ends before");
+        let (mut one, mut other, mut last) = (open.reader().unwrap(), open.reader().unwrap(), [0; 5]);
+        one.read_exact(&mut last).unwrap();
+        other.seek(SeekFrom::End(-5)).unwrap();
+        other.read_exact(&mut last).unwrap();
+        assert_eq!(&last, b"world");
+        other.seek_relative(-11).unwrap();
+        assert!(other.seek(SeekFrom::Current(-1)).is_err(), "nothing stands before the beginning");
+        one.read_exact(&mut last).unwrap();
+        assert_eq!(&last, b" worl", "readers do not disturb each other");
         blobs.remove(first).unwrap();
         blobs.remove(first).unwrap();
         assert!(blobs.open(first).unwrap().is_none());
@@ -244,6 +301,25 @@ mod tests {
         blobs.put(c, second).unwrap();
         blobs.remove(first).unwrap();
         assert!(blobs.open(first).unwrap().is_none() && blobs.open(second).unwrap().is_some());
+    }
+
+    #[test]
+    fn received_bytes_are_read_before_they_belong_anywhere() {
+        let directory = tempfile::tempdir().unwrap();
+        let blobs = Blobs::on_disk(directory.path().to_owned());
+        let mut part = blobs.begin("a").unwrap();
+        part.write(b"hello").unwrap();
+        let received = part.finish().unwrap();
+        let open = blobs.open_received(&received).unwrap();
+        assert_eq!((open.bytes(), &open.read(1, 4).unwrap()[..]), (5, &b"ello"[..]));
+        let mut part = blobs.begin("b").unwrap();
+        blobs.discard("b").unwrap();
+        part.write(b"spooled").unwrap();
+        let spooled = part.into_object().unwrap();
+        let mut text = String::new();
+        spooled.reader().unwrap().read_to_string(&mut text).unwrap();
+        assert_eq!((spooled.bytes(), text.as_str()), (7, "spooled"));
+        assert_eq!(fs::read_dir(directory.path().join(PARTS)).unwrap().count(), 1, "it has no name");
     }
 
     #[test]

@@ -23,7 +23,7 @@ pub fn probe(bytes: &[u8]) -> Option<Probed> {
     } else if bytes.starts_with(b"RIFF") && bytes.get(8..12) == Some(b"WEBP") {
         ("image/webp", webp(bytes))
     } else if bytes.get(4..8) == Some(b"ftyp") && matches!(bytes.get(8..12), Some(b"avif" | b"avis")) {
-        ("image/avif", None)
+        ("image/avif", avif(bytes))
     } else {
         return None;
     };
@@ -101,6 +101,39 @@ fn webp(bytes: &[u8]) -> Option<(u32, u32)> {
     }
 }
 
+/// The boxes of a file or of a box, each with its kind and what is in it (ISO/IEC 14496-12, section 4.2). One that is cut off is what there
+/// is of it.
+fn boxes(bytes: &[u8]) -> impl Iterator<Item = ([u8; 4], &[u8])> {
+    let mut left = bytes;
+    std::iter::from_fn(move || {
+        let (length, kind): (u32, [u8; 4]) = (u32::from_be_bytes(array(left, 0)?), array(left, 4)?);
+        let (begin, end) = match length {
+            // The last box goes to the end of the file.
+            0 => (8, u64::MAX),
+            1 => (16, u64::from_be_bytes(array(left, 8)?)),
+            length => (8, length.into()),
+        };
+        let end = usize::try_from(end).unwrap_or(usize::MAX).max(begin).min(left.len());
+        let inside = left.get(begin..end)?;
+        left = left.get(end..)?;
+        Some((kind, inside))
+    })
+}
+
+fn find_box<'b>(bytes: &'b [u8], kind: &[u8; 4]) -> Option<&'b [u8]> {
+    boxes(bytes).find(|(other, _)| other == kind).map(|(_, inside)| inside)
+}
+
+/// The sides of the largest picture that is described: the others are parts of it, or smaller ones.
+fn avif(bytes: &[u8]) -> Option<(u32, u32)> {
+    let meta = find_box(bytes, b"meta")?.get(4..)?;
+    let described = find_box(find_box(meta, b"iprp")?, b"ipco")?;
+    let sides = boxes(described).filter(|(kind, _)| kind == b"ispe").filter_map(|(_, inside)| {
+        Some((u32::from_be_bytes(array(inside, 4)?), u32::from_be_bytes(array(inside, 8)?)))
+    });
+    sides.max_by_key(|(width, height)| u64::from(*width) * u64::from(*height))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -134,6 +167,26 @@ mod tests {
         }
     }
 
+    fn boxed(kind: &[u8; 4], inside: &[u8]) -> Vec<u8> {
+        [&u32::try_from(inside.len() + 8).unwrap().to_be_bytes()[..], kind, inside].concat()
+    }
+
+    #[test]
+    fn an_avif_is_as_large_as_its_largest_picture() {
+        let sides = |width: u32, height: u32| {
+            boxed(b"ispe", &[&[0; 4][..], &width.to_be_bytes(), &height.to_be_bytes()].concat())
+        };
+        let begin = boxed(b"ftyp", b"avif\0\0\0\0mif1");
+        let described = boxed(b"ipco", &[sides(64, 64), boxed(b"pixi", &[0; 8]), sides(640, 480)].concat());
+        let iprp = boxed(b"iprp", &[described, boxed(b"ipma", &[])].concat());
+        let meta = boxed(b"meta", &[[0; 4].to_vec(), boxed(b"hdlr", &[0; 24]), iprp].concat());
+        let whole = [begin, meta, boxed(b"mdat", &[7; 99])].concat();
+        assert_eq!(probed(&whole), Some(("image/avif", Some((640, 480)))));
+        for end in 12..whole.len() {
+            assert_eq!(probed(&whole[..end]).unwrap().0, "image/avif");
+        }
+    }
+
     #[test]
     fn what_is_no_image_that_clients_show_is_none() {
         for bytes in [
@@ -157,6 +210,7 @@ mod tests {
         fn no_bytes_make_it_fail(
             kind in prop::sample::select(vec![
                 &b"\x89PNG\r\n\x1a\n"[..], b"GIF89a", b"\xff\xd8\xff", b"RIFF\0\0\0\0WEBPVP8X", b"RIFF\0\0\0\0WEBPVP8L", b"RIFF\0\0\0\0WEBPVP8 ",
+                b"\0\0\0\x0cftypavif\0\0\x01\0meta\0\0\0\0\0\0\0\0iprp\0\0\0\0ipco",
             ]),
             rest: Vec<u8>,
         ) {

@@ -22,6 +22,8 @@ pub const FRESH_MS: u64 = 60 * 60 * 1_000;
 pub const FAILED_MS: u64 = 5 * 60 * 1_000;
 /// A preview is kept for this many milliseconds after it was fresh.
 pub const KEPT_MS: u64 = 7 * 24 * 60 * 60 * 1_000;
+/// An image that is older than this, in milliseconds, has lost the row of its preview: that is deleted within an hour after its time.
+pub const IMAGE_KEPT_MS: u64 = FRESH_MS + KEPT_MS + 24 * 60 * 60 * 1_000;
 /// At most this many rows of one URL are kept, because each look reads all of them.
 pub const OF_URL_MAX: usize = 8;
 
@@ -85,11 +87,14 @@ pub fn put(batch: &mut Batch, server: &str, key: Key, row: &PreviewRow) -> Resul
     Ok(excess)
 }
 
-/// Deletes a row and its image. The caller holds the server's lock.
+/// Deletes a row and its image, unless an operator protects that. The caller holds the server's lock.
 pub fn delete(batch: &mut Batch, server: &str, (digest, at_ms): Key, now_ms: u64) -> Result<(), Fault> {
     let Some(Json(row)) = schema::URL_PREVIEW.get(batch, (&digest, at_ms))? else { return Ok(()) };
     if let Some(name) = row.image.and_then(|image| Name::of(server, &image.id)) {
-        items::delete(batch, &name, None, now_ms)?;
+        // An image that is quarantined stays, so that it is not given again with the next preview.
+        if !items::find(batch, &name)?.is_some_and(|item| item.is_quarantined) {
+            items::delete(batch, &name, None, now_ms)?;
+        }
     }
     schema::URL_PREVIEW.delete(batch, (&digest, at_ms));
     Ok(())

@@ -9,6 +9,11 @@ const JPEG_QUALITY: u8 = 82;
 
 /// Draws the image, or the first picture of one that moves. Answers the bytes and the content type.
 pub(super) fn draw(source: &Source<'_>, plan: Plan) -> Result<(Vec<u8>, &'static str), NotMade> {
+    encode(&small(source, plan)?, source.format).map_err(no_image)
+}
+
+/// Unpacks the image, or the first picture of one that moves, makes it smaller, and turns it as it is shown.
+pub(super) fn small(source: &Source<'_>, plan: Plan) -> Result<DynamicImage, NotMade> {
     let mut reader = ImageReader::with_format(source.object.reader().map_err(no_image)?, source.format);
     reader.limits(source.limits());
     let decoder = reader.into_decoder().map_err(not_made)?;
@@ -16,7 +21,7 @@ pub(super) fn draw(source: &Source<'_>, plan: Plan) -> Result<(Vec<u8>, &'static
     let mut small = shrink(&image, plan);
     drop(image);
     small.apply_orientation(source.orientation);
-    encode(&small, source.format).map_err(no_image)
+    Ok(small)
 }
 
 /// Makes an image smaller, and cuts off what is not kept.

@@ -9,7 +9,7 @@ use image::{
     },
 };
 
-use crate::media::thumbnails::{NotMade, Plan, Source, draw::shrink, no_image, not_made};
+use crate::media::thumbnails::{NotMade, Plan, Source, draw::shrink, no_image, not_made, pictures::Pictures};
 
 /// A thumbnail that moves has at most this many pictures; an image of more does not move there.
 const FRAMES_MAX: usize = 128;
@@ -21,10 +21,10 @@ const TIMES_MAX: u64 = 8;
 const SPEED: i32 = 20;
 
 /// Whether an image has more than one picture. What cannot be read has not.
-pub(super) fn is_animated(source: &Source<'_>) -> bool {
+pub(super) fn is_animated(source: &Source<'_>, pictures: Pictures) -> bool {
     let Ok(reader) = source.object.reader() else { return false };
     let is_animated = match source.format {
-        ImageFormat::Gif => frames(source).map(|frames| frames.take(2).filter(Result::is_ok).count() > 1),
+        ImageFormat::Gif => Ok(pictures.count > 1),
         ImageFormat::WebP => WebPDecoder::new(reader).map(|decoder| decoder.has_animation()),
         ImageFormat::Png => {
             PngDecoder::with_limits(reader, source.limits()).and_then(|decoder| decoder.is_apng())

@@ -8,9 +8,12 @@ use image::{
 };
 
 use super::*;
-use crate::media::{
-    blobs::{Blobs, Received},
-    objects::ObjectName,
+use crate::{
+    media::{
+        blobs::{Blobs, Received},
+        objects::ObjectName,
+    },
+    schema::media::Home,
 };
 
 const PIXELS_MAX: u32 = 4_000_000;
@@ -22,7 +25,7 @@ fn object(bytes: &[u8]) -> Object {
     let mut part = blobs.begin("a").unwrap();
     part.write(bytes).unwrap();
     let received: Received = part.finish().unwrap();
-    let name = ObjectName { digest: received.digest, generation: 0 };
+    let name = ObjectName { digest: received.digest, generation: 0, home: Home::Disk };
     blobs.put(received, name).unwrap();
     blobs.open(name).unwrap().unwrap()
 }
@@ -47,7 +50,7 @@ fn made(bytes: &[u8], wanted: (u64, u64, &str, bool)) -> Result<Made, NotMade> {
 /// The thumbnail, which must be one, and its content type.
 fn drawn(bytes: &[u8], wanted: (u64, u64, &str, bool)) -> (DynamicImage, &'static str) {
     match made(bytes, wanted).unwrap() {
-        Made::Thumbnail(bytes, content_type) => (image::load_from_memory(&bytes).unwrap(), content_type),
+        Made::Thumbnail(bytes, content_type, _) => (image::load_from_memory(&bytes).unwrap(), content_type),
         Made::Original(_) => panic!("the original is no thumbnail"),
     }
 }
@@ -85,6 +88,34 @@ fn a_cropped_thumbnail_has_both_sides_as_asked() {
     // Without becoming larger, it cannot be as high as asked.
     let (small, _) = drawn(&bytes, (500, 500, "crop", false));
     assert_eq!(small.dimensions(), (500, 400));
+}
+
+#[test]
+fn of_one_image_there_are_few_thumbnails_and_none_smaller_than_asked() {
+    let wanted = |width, height, method| Wanted::new(width, height, Some(method), false).unwrap();
+    for (width, height, method) in LISTED {
+        let listed = Wanted { width, height, method, is_animated: false };
+        assert_eq!(listed.rounded(), listed);
+        assert!(listed.is_usual());
+    }
+    let mut kinds = std::collections::BTreeSet::new();
+    for width in (1..2_300).step_by(13) {
+        for height in (1..2_300).step_by(17) {
+            for method in ["crop", "scale"] {
+                let asked = wanted(width, height, method);
+                let given = asked.rounded();
+                assert_eq!(given.rounded(), given, "{asked:?}");
+                let is_cut = asked.width > SIDE_MAX || asked.height > SIDE_MAX || given.width > SIDE_MAX;
+                assert!(is_cut || given.width >= asked.width && given.height >= asked.height, "{asked:?}");
+                kinds.insert(given.kind());
+            }
+        }
+    }
+    assert!(kinds.len() < 100, "{}", kinds.len());
+    assert_eq!(wanted(90, 45, "crop").rounded(), wanted(96, 48, "crop"));
+    assert_eq!(wanted(48, 48, "crop").rounded(), wanted(96, 96, "crop"));
+    assert_eq!(wanted(400, 300, "scale").rounded(), wanted(480, 480, "scale"));
+    assert!(!wanted(1280, 720, "crop").rounded().is_usual());
 }
 
 #[test]
@@ -136,7 +167,7 @@ fn an_image_that_moves_does_so_only_where_that_is_asked_for() {
     let bytes = gif(3, 200, 100);
     let (small, content_type) = drawn(&bytes, (50, 50, "scale", false));
     assert_eq!((small.dimensions(), content_type), ((50, 25), "image/png"));
-    let Ok(Made::Thumbnail(moving, "image/gif")) = made(&bytes, (50, 50, "scale", true)) else { panic!() };
+    let Ok(Made::Thumbnail(moving, "image/gif", _)) = made(&bytes, (50, 50, "scale", true)) else { panic!() };
     let source = object(&moving);
     let source = Source::open(&source, PIXELS_MAX.into()).unwrap();
     assert!(source.is_animated && (source.width, source.height) == (50, 25));
@@ -147,7 +178,7 @@ fn an_image_that_moves_does_so_only_where_that_is_asked_for() {
     // One that does not move is given as it is.
     assert!(matches!(made(&gif(1, 20, 20), (640, 480, "scale", false)), Ok(Made::Original("image/gif"))));
     let many = made(&gif(140, 40, 40), (20, 20, "scale", true));
-    assert!(matches!(many, Ok(Made::Thumbnail(_, "image/png"))), "it has too many pictures");
+    assert!(matches!(many, Ok(Made::Thumbnail(_, "image/png", _))), "it has too many pictures");
 }
 
 /// A PNG that says it has these sides, and has a few bytes of pixels.
@@ -180,6 +211,72 @@ fn a_bomb_is_refused_by_its_size_and_not_unpacked() {
 }
 
 #[test]
+fn a_picture_that_is_larger_than_the_whole_is_refused_and_not_unpacked() {
+    // Each of these says that the whole has 20 x 20 pixels.
+    let mut moving = gif(3, 20, 20);
+    let descriptor = moving.windows(9).rposition(|it| it == [0x2c, 0, 0, 0, 0, 20, 0, 20, 0]).unwrap();
+    moving[descriptor + 5..descriptor + 9].copy_from_slice(&[0x9c, 0x18, 0x9c, 0x18]);
+    let chunk = |name: &[u8; 4], payload: &[u8]| {
+        let size = u32::try_from(payload.len()).unwrap().to_le_bytes();
+        [&name[..], &size, payload, &[0][..payload.len() % 2]].concat()
+    };
+    let webp = |picture: &[u8]| {
+        let extended = chunk(b"VP8X", &[2, 0, 0, 0, 19, 0, 0, 19, 0, 0]);
+        let rest = [b"WEBP", &extended[..], picture].concat();
+        chunk(b"RIFF", &rest)
+    };
+    let lossy =
+        chunk(b"VP8 ", &[&[0x10, 0, 0, 0x9d, 1, 0x2a, 0xff, 0x3f, 0xff, 0x3f][..], &[0; 2000]].concat());
+    let lossless = chunk(b"VP8L", &[&[0x2f, 0xff, 0xff, 0xff, 0x0f][..], &[0; 2001]].concat());
+    let frame = |picture: &[u8]| {
+        let place = [0, 0, 0, 0, 0, 0, 19, 0, 0, 19, 0, 0, 1, 0, 0, 0];
+        chunk(b"ANMF", &[&place[..], picture].concat())
+    };
+    let all = [moving, webp(&lossy), webp(&lossless), webp(&frame(&lossy)), webp(&frame(&lossless))];
+    for (number, bytes) in all.iter().enumerate() {
+        assert_eq!(made(bytes, (16, 16, "crop", true)).unwrap_err(), NotMade::NoImage, "{number}");
+    }
+    for (bytes, count) in [(gif(3, 20, 20), 3), (gif(1, 9, 9), 1)] {
+        assert_eq!(pictures::look(&object(&bytes), ImageFormat::Gif).unwrap().count, count);
+        // One that ends in the middle has as many as it has.
+        assert!(pictures::look(&object(&bytes[..bytes.len() / 2]), ImageFormat::Gif).unwrap().count <= count);
+    }
+}
+
+#[test]
+fn a_webp_that_hides_a_larger_picture_is_not_unpacked() {
+    let sides = [16_383_u16.to_le_bytes(), 16_383_u16.to_le_bytes()].concat();
+    let picture = [&b"VP8 \x0a\0\0\0\0\0\0\x9d\x01\x2a"[..], &sides].concat();
+    let whole = b"RIFF\x2c\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0\x3f\0\0\x1f\0\0";
+    let hidden = [&whole[..], &picture].concat();
+    assert_eq!(made(&hidden, (8, 8, "crop", false)).unwrap_err(), NotMade::NoImage);
+}
+
+/// The beginning of an AVIF of these sides.
+fn avif_of(brand: &[u8; 4], width: u32, height: u32) -> Vec<u8> {
+    let boxed = |kind: &[u8; 4], inside: &[u8]| {
+        [&u32::try_from(inside.len() + 8).unwrap().to_be_bytes()[..], kind, inside].concat()
+    };
+    let sides = [&[0; 4][..], &width.to_be_bytes(), &height.to_be_bytes()].concat();
+    let described = boxed(b"iprp", &boxed(b"ipco", &boxed(b"ispe", &sides)));
+    [boxed(b"ftyp", &[&brand[..], &[0; 4]].concat()), boxed(b"meta", &[vec![0; 4], described].concat())]
+        .concat()
+}
+
+#[test]
+fn an_avif_is_known_though_nothing_unpacks_it() {
+    let of = |brand, (width, height), is_animated| {
+        made(&avif_of(brand, width, height), (96, 96, "scale", is_animated))
+    };
+    assert!(matches!(of(b"avif", (96, 50), false), Ok(Made::Original("image/avif"))));
+    assert!(matches!(of(b"avis", (96, 50), true), Ok(Made::Original("image/avif"))));
+    assert_eq!(of(b"avis", (96, 50), false).unwrap_err(), NotMade::Avif);
+    assert_eq!(of(b"avif", (97, 50), false).unwrap_err(), NotMade::Avif);
+    assert_eq!(of(b"avif", (4_000, 4_000), false).unwrap_err(), NotMade::TooLarge);
+    assert_eq!(made(b"\0\0\0\x10ftypavif\0\0\0\0", (9, 9, "crop", false)).unwrap_err(), NotMade::Avif);
+}
+
+#[test]
 fn what_is_no_image_is_refused() {
     for bytes in
         [&b""[..], b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"GIF89a", b"\x89PNG\r\n\x1a\n", b"%PDF-1.4"]
@@ -202,4 +299,68 @@ fn broken_images_do_no_harm() {
             let _ = made(&bytes[..at], (16, 16, "scale", true));
         }
     }
+}
+
+/// A JPEG of this quality in which each pixel has another colour.
+fn lively(width: u32, height: u32, quality: u8, colours: Option<Vec<u8>>) -> Vec<u8> {
+    let picture = RgbImage::from_fn(width, height, |x, y| {
+        Rgb([u8::try_from(x * 7 % 256).unwrap(), u8::try_from(y * 5 % 256).unwrap(), 99])
+    });
+    let mut bytes = Vec::new();
+    let mut encoder = image::codecs::jpeg::JpegEncoder::new_with_quality(&mut bytes, quality);
+    if let Some(colours) = colours {
+        image::ImageEncoder::set_icc_profile(&mut encoder, colours).unwrap();
+    }
+    picture.write_with_encoder(encoder).unwrap();
+    bytes
+}
+
+fn compressed(bytes: &[u8], jpeg_quality: u8, side_max: u32) -> Option<(Vec<u8>, &'static str)> {
+    let how = Compression { jpeg_quality, side_max, pixels_max: PIXELS_MAX };
+    super::compress(&object(bytes), how).unwrap()
+}
+
+#[test]
+fn a_photograph_becomes_smaller_and_says_nothing_of_its_place() {
+    let plain = lively(400, 200, 100, Some(b"a description of colours".to_vec()));
+    let mut exif = b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0".to_vec();
+    exif.extend(b"52.5N 13.4E");
+    let length = u16::try_from(exif.len() + 2).unwrap().to_be_bytes();
+    let bytes = [&plain[..2], b"\xff\xe1", &length, &exif, &plain[2..]].concat();
+    let (small, content_type) = compressed(&bytes, 60, 0).unwrap();
+    assert!(small.len() < bytes.len() && content_type == "image/jpeg");
+    let has = |text: &[u8]| small.windows(text.len()).any(|part| part == text);
+    assert!(!has(b"13.4E") && !has(b"Exif"));
+    assert!(has(b"a description of colours"), "the colours would be others without it");
+    let image = image::load_from_memory(&small).unwrap();
+    assert_eq!(image.dimensions(), (200, 400), "it is turned as the camera said");
+    let (small, _) = compressed(&bytes, 60, 100).unwrap();
+    assert_eq!(image::load_from_memory(&small).unwrap().dimensions(), (50, 100));
+}
+
+#[test]
+fn a_drawing_keeps_each_pixel() {
+    let mut bytes = Vec::new();
+    let drawing = RgbaImage::from_fn(300, 100, |x, _| Rgba([u8::from(x > 99), 7, 7, 200]));
+    let encoder = image::codecs::png::PngEncoder::new_with_quality(
+        &mut bytes,
+        image::codecs::png::CompressionType::Uncompressed,
+        image::codecs::png::FilterType::NoFilter,
+    );
+    drawing.write_with_encoder(encoder).unwrap();
+    let (small, content_type) = compressed(&bytes, 1, 0).unwrap();
+    assert!(small.len() < bytes.len() && content_type == "image/png");
+    assert_eq!(image::load_from_memory(&small).unwrap().to_rgba8(), drawing);
+}
+
+#[test]
+fn an_image_that_would_not_become_smaller_stays_as_it_is() {
+    assert!(compressed(&lively(400, 200, 50, None), 100, 0).is_none());
+    for format in [ImageFormat::Gif, ImageFormat::WebP] {
+        assert!(compressed(&written(&halves(400, 200), format), 1, 100).is_none(), "{format:?}");
+    }
+    let how = Compression { jpeg_quality: 50, side_max: 0, pixels_max: 10_000 };
+    let refused = super::compress(&object(&lively(400, 200, 100, None)), how);
+    assert_eq!(refused.unwrap_err(), NotMade::TooLarge);
+    assert!(super::compress(&object(b"\x00\x01 no image"), how).is_err());
 }

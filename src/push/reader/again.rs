@@ -71,6 +71,14 @@ impl Reader<'_> {
         }
     }
 
+    /// Whether no event of a room notifies the user, whatever it says.
+    pub fn is_silent(&self, read: &(impl Read + ?Sized), place: Place<'_>) -> Result<bool, Fault> {
+        Ok(match self.judge_of(read, place)? {
+            Judge::Class(lanes) => lanes.are_muted(),
+            Judge::Own(_) => false,
+        })
+    }
+
     /// Whether a live event of a room notifies the user as things stand now. An event from before the user joined does not, and of those
     /// that came before one does only the invitation itself.
     pub fn look_again(
@@ -141,7 +149,7 @@ impl Reader<'_> {
         }
         let Some(event) = outside::shown(&told, row.version) else { return Ok(None) };
         let Some(scene) = Scene::of_outside(read, room, row, &event) else { return Ok(None) };
-        let rule = self.find_rule(row, &scene, &Owner::new(self.user_id))?;
+        let rule = self.find_rule(row, (&scene, Lane::MAIN), &Owner::new(self.user_id))?;
         let rule = rule.filter(|rule| rule.outcome.notify);
         Ok(rule.map(|rule| (Invitation { told, event }, rule)))
     }

@@ -23,7 +23,7 @@ use serde::Deserialize;
 use super::{
     Change, Received, Taken,
     header::{Entering, auth_depth},
-    received::list_allowing,
+    received::{Over, Overs, list_allowing},
     staged::{self, Moved},
 };
 use crate::{
@@ -86,6 +86,8 @@ pub struct Base {
     dropped: BTreeSet<OwnedEventId>,
     /// The servers of the room, if the brought state has no members.
     omitted: Option<Omitted>,
+    /// Memberships of our users that the brought state has and that are over by what is here.
+    overs: Overs,
 }
 
 /// A state is brought without the room's members, but for some.
@@ -117,8 +119,9 @@ impl Base {
         }
         let (state, users, allowing) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         let dropped = BTreeSet::new();
-        let (is_begun, omitted) = (false, None);
-        let base = Self { claim, via, row, is_new, is_begun, state, users, allowing, dropped, omitted };
+        let (is_begun, omitted, overs) = (false, None, Overs::new());
+        let base =
+            Self { claim, via, row, is_new, is_begun, state, users, allowing, dropped, omitted, overs };
         if base.row.version != version || base.row.id != id {
             return Err(base.fault("it joined us to a room of another id or version than we know"));
         }
@@ -319,7 +322,12 @@ impl Base {
     ) -> Result<()> {
         if !self.is_new {
             let known = state::now(&change.batch, change.num, key)?;
-            self.state.insert(key, change.not_over(key, event, known)?);
+            let kept = change.not_over(key, event, known)?;
+            // Where members are left out, it is learnt with the rest of them what the state has of ours.
+            if kept != event && self.omitted.is_none() {
+                self.overs.insert(key, Over { brought: event, known: kept });
+            }
+            self.state.insert(key, kept);
             return Ok(());
         }
         let (val, old) = (StateValue::Event(event), state::now(&change.batch, change.num, key)?);
@@ -442,7 +450,7 @@ impl Base {
             }
         }
         let auth: Vec<_> = parsed.auth.iter().filter_map(|id| found(&allowing, id)).collect();
-        let stored = change.write_join(join, &auth)?;
+        let stored = change.write_join(join, &auth, &self.overs)?;
         change.learn_presumed(&presumed)?;
         Ok(stored)
     }
@@ -453,9 +461,9 @@ impl Base {
 }
 
 impl Change {
-    /// Writes our own member event, on which the room goes on: it is the only head. Of the events that it cites, none needs to
-    /// be known.
-    fn write_join(&mut self, join: &Received, auth: &[Arc<StateEvent>]) -> Result<StoredEvent> {
+    /// Writes our own member event, on which the room goes on: it is the only head, but for events by which memberships are `over` that
+    /// were brought. Of the events that it cites, none needs to be known.
+    fn write_join(&mut self, join: &Received, auth: &[Arc<StateEvent>], over: &Overs) -> Result<StoredEvent> {
         let (num, key) = match self.find_known(&join.key(self.num))? {
             None => {
                 let taken = self.take_numbers(join, false)?;
@@ -503,15 +511,18 @@ impl Change {
             let_in: true,
         };
         let header = entering.header().ok_or_else(|| Error::broken("a join has no fields"))?;
-        let stored = StoredEvent { order, row: EventRow { header, json: join.json().clone() } };
+        let base = self.row.state_tip;
+        let mut stored = StoredEvent { order, row: EventRow { header, json: join.json().clone() } };
         self.put(&stored)?;
         let event = StateEvent { event: num, auth_depth: auth_depth(auth), parsed: join.event().clone() };
         self.set_state(order, &[(key, StateValue::Event(num))], Some(Arc::new(event)))?;
-        let after = StateRef::Main(self.row.state_tip);
+        let after = self.name_states(&mut stored, over)?.unwrap_or(StateRef::Main(self.row.state_tip));
         let (depth, stored_ms) = (join.depth(), join.event().sent.get().into());
         self.row.heads =
             vec![Head { event: num, key: join.key(self.num), depth, stored_ms, is_own: true, after }];
         self.row.apart.clear();
+        let us = event::server_of(join.event().sender.as_str()).unwrap_or_default();
+        self.add_forks(base, (us, Some(key)), over)?;
         self.finish(&stored);
         if let Some(redaction) = left.redacted_by {
             self.redact(num, redaction)?;

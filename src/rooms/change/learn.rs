@@ -2,12 +2,17 @@
 
 use ruma::UserId;
 
-use super::{Change, staged::Moved};
+use super::{
+    Change,
+    received::{Over, Overs},
+    staged::Moved,
+};
 use crate::{
     accounts,
     error::Result,
     ids::{EventNum, Order, StateKeyNum},
     rooms::{
+        event,
         members::{self, Since},
         state::{self, Learned, StateRef, StateValue},
     },
@@ -33,12 +38,16 @@ impl Change {
         let Some(base) = self.row.partial.as_ref().map(|partial| partial.base) else {
             return Ok(self.learn_earlier(values)?);
         };
-        let (mut touched, mut is_any) = (self.touched(), false);
+        let (mut touched, mut is_any, mut overs) = (self.touched(), false, Overs::new());
         for (key, val) in values {
             let val = &match val {
                 StateValue::Event(event) => {
                     let known = state::at(&self.batch, self.num, StateRef::Main(base), *key)?;
-                    StateValue::Event(self.not_over(*key, *event, known)?)
+                    let kept = self.not_over(*key, *event, known)?;
+                    if kept != *event {
+                        overs.insert(*key, Over { brought: *event, known: kept });
+                    }
+                    StateValue::Event(kept)
                 }
                 other => *other,
             };
@@ -56,6 +65,7 @@ impl Change {
             let user = members::track(&mut self.batch, self.num, &state_key, since, None)?;
             self.concern(user, moved.is);
         }
+        self.learn_overs(&overs)?;
         if !is_any {
             return Ok(());
         }
@@ -71,6 +81,22 @@ impl Change {
                 state::put_current(&mut self.batch, self.num, key, val);
             }
         }
+        self.put_room();
+        Ok(())
+    }
+
+    /// Takes in that the state before our join has memberships of our users that are over by what is here.
+    fn learn_overs(&mut self, overs: &Overs) -> Result<()> {
+        let Some(partial) = self.row.partial.as_ref().filter(|_| !overs.is_empty()) else { return Ok(()) };
+        let (join, base, us) = (partial.join, partial.base, partial.us.clone());
+        let Some(mut join) = event::find(&self.batch, self.num, join)? else { return Ok(()) };
+        if let Some(after) = self.name_states(&mut join, overs)? {
+            let apart = self.row.apart.iter_mut().map(|branch| &mut branch.head);
+            for head in self.row.heads.iter_mut().chain(apart).filter(|head| head.event == join.event()) {
+                head.after = after;
+            }
+        }
+        self.add_forks(base, (&us, join.row.header.state_key), overs)?;
         self.put_room();
         Ok(())
     }

@@ -10,6 +10,7 @@
 //! question leaves its turn only if it names nothing of a batch that is still being built ([`Settled`]).
 
 mod apart;
+mod beside;
 mod fill;
 mod foreign;
 mod gate;
@@ -26,6 +27,7 @@ use std::{
 };
 
 pub use apart::Reunion;
+pub(super) use beside::{Over, Overs};
 pub use fill::{Backfill, Before, FILLED_AT_ONCE_MAX, Filling, Older};
 pub use foreign::list_ids_elsewhere;
 pub use gate::Received;

@@ -7,13 +7,13 @@
 //!
 //! Side states set no derived keys: the members that they change are counted against their place on the main line.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    ops::Bound,
-};
+mod past;
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use sha2::{Digest, Sha256};
 
+pub use self::past::{count_joined_at, list_servers_at, list_servers_ever, was_server_joined};
 use super::{list_keys, membership_of_event};
 use crate::{
     ids::{Order, Position, RoomNum, StateKeyNum},
@@ -487,64 +487,24 @@ pub fn server_left_at(
     Ok(change.filter(|(_, before)| before.is_derived()).map(|(order, _)| order))
 }
 
-/// Whether a server has somebody in the room in this state.
-pub fn was_server_joined(
+/// Lists the servers that had nobody in the room before a step of the main line, and have somebody by it. Of a step with very many
+/// changes at most `changes_max` are looked at.
+pub fn list_servers_came_at(
     read: &(impl Read + ?Sized),
     room: RoomNum,
-    at: StateRef,
-    server: &str,
-) -> Result<bool, Fault> {
-    let moves = Moves::to(read, room, at)?;
-    let was_in = was_on_main_line(read, room, moves.base, server)?;
-    Ok(moves.leave_in(server, was_in))
-}
-
-/// Lists the servers that have somebody in the room in this state, sorted. Costs as much as there are servers that ever
-/// had somebody, and for the state of a fork as much as it differs in.
-pub fn list_servers_at(
-    read: &(impl Read + ?Sized),
-    room: RoomNum,
-    at: StateRef,
+    step: Order,
+    changes_max: usize,
 ) -> Result<Vec<String>, Fault> {
-    let moves = Moves::to(read, room, at)?;
-    let bound = Bound::Included((room, SERVER));
-    let rows = schema::STATE_KEY_NUM.range::<(RoomNum, String)>(read, bound, bound, Direction::Up)?;
-    let mut servers: BTreeSet<String> = moves.came.keys().cloned().collect();
-    for row in rows {
-        let ((_, _, server), key) = row?;
-        let was_in = state::at(read, room, StateRef::Main(moves.base), key)?.is_derived();
-        if moves.leave_in(&server, was_in) {
-            servers.insert(server);
+    let changes = schema::STATE_LOG.get(read, (room, step))?.unwrap_or_default().changes;
+    let mut came = Vec::new();
+    for (key, prior) in changes.into_iter().take(changes_max) {
+        if prior != StateValue::Absent || !state::at(read, room, StateRef::Main(step), key)?.is_derived() {
+            continue;
         }
+        let name = state::key_name(read, room, key)?;
+        came.extend(name.filter(|(event_type, _)| event_type == SERVER).map(|(_, server)| server));
     }
-    Ok(servers.into_iter().collect())
-}
-
-/// Lists the servers of all who are or were something to the room, as far as they are known.
-pub fn list_servers_ever(read: &(impl Read + ?Sized), room: RoomNum) -> Result<BTreeSet<String>, Fault> {
-    let mut servers = BTreeSet::new();
-    for row in list_keys(read, room)? {
-        let (user_id, _) = row?;
-        if let Some(server) = event::server_of(&user_id)
-            && !servers.contains(server)
-        {
-            servers.insert(server.to_owned());
-        }
-    }
-    Ok(servers)
-}
-
-/// Counts the members who are joined in this state.
-pub fn count_joined_at(read: &(impl Read + ?Sized), room: RoomNum, at: StateRef) -> Result<u64, Fault> {
-    let moves = Moves::to(read, room, at)?;
-    let joined = match state::find_key(read, room, JOINED, "")? {
-        Some(key) => match state::at(read, room, StateRef::Main(moves.base), key)? {
-            StateValue::Derived(joined) => u64::from(joined),
-            _ => 0,
-        },
-        None => 0,
-    };
-    Ok(joined.saturating_add_signed(moves.joined))
+    Ok(came)
 }
 
 /// The number of members of each server, folded into numbers, so that counting a room of any size needs no more memory

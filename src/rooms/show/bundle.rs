@@ -7,7 +7,9 @@ use crate::{
     rooms::{
         event::{self, StoredEvent},
         relations::{
-            AGAIN_MAX, ANYWHERE, can_be_edited, is_edit_of, list_kind, newest_edit, took_part, upto,
+            AGAIN_MAX, ANYWHERE,
+            edits::{can_be_edited, is_edit_of, newest_edit},
+            list_kind, took_part, upto,
         },
         view::RoomView,
         visibility::Reader,

@@ -25,7 +25,7 @@ fn index_of(texts: &[(u64, &str)]) -> Index {
             room: RoomNum(*room),
             event: EventNum(event),
             edit: None,
-            until: None,
+            later: Vec::new(),
             order: Order::live(at(event)),
             sent_ms: event,
             kind: TextKind::Body,
@@ -59,10 +59,7 @@ fn events(found: &Found) -> Vec<u64> {
 
 fn whole(rooms: impl IntoIterator<Item = u64>) -> Vec<Scope> {
     let seen = vec![(Position::ZERO, Position::MAX)];
-    rooms
-        .into_iter()
-        .map(|room| Scope { room: RoomNum(room), seen: seen.clone(), edits_upto: None })
-        .collect()
+    rooms.into_iter().map(|room| Scope { room: RoomNum(room), seen: seen.clone() }).collect()
 }
 
 #[test]
@@ -109,6 +106,50 @@ fn only_these_rooms_are_searched_and_none_above_its_end() {
         assert!(!events(&ended).contains(&2));
         assert_eq!(ended.counts.get(&RoomNum(1)), None, "what is above the end is not counted");
     }
+}
+
+#[test]
+fn each_searcher_finds_the_newest_text_that_they_see() {
+    let ram = RamDirectory::create();
+    let (index, progress) = Index::open(Shelf::Memory(ram), 16 << 20, false, 0, Position::ZERO).unwrap();
+    let mut change = index.write();
+    // The message at 1 was edited at 10, 20 and 30.
+    let edits = [10, 20, 30].map(|number| (EventNum(number), at(number)));
+    for (number, edit) in [None, Some(edits[0]), Some(edits[1]), Some(edits[2])].into_iter().enumerate() {
+        let document = Document {
+            room: RoomNum(1),
+            event: EventNum(1),
+            edit,
+            later: edits[number..].to_vec(),
+            order: Order::live(at(1)),
+            sent_ms: 1,
+            kind: TextKind::Body,
+            has_url: false,
+            sender: "@user:a.example".to_owned(),
+            text: "needle".to_owned(),
+        };
+        change.add(&document).unwrap();
+    }
+    change.commit(&progress).unwrap();
+    drop(change);
+    let found = |seen: &[(u64, u64)]| {
+        let seen = seen.iter().map(|(first, last)| (at(*first), at(*last))).collect();
+        let found = ask(&index, "needle", &[Scope { room: RoomNum(1), seen }], OrderBy::Recent);
+        let edits = found.candidates.iter().map(|candidate| candidate.edit.map_or(0, |edit| edit.0));
+        edits.collect::<Vec<_>>()
+    };
+    for (seen, edit) in [
+        (vec![(0, 99)], 30),
+        (vec![(0, 9)], 0),
+        (vec![(0, 10)], 10),
+        (vec![(0, 29)], 20),
+        (vec![(0, 5), (15, 25)], 20),
+        (vec![(0, 5), (12, 18)], 0),
+        (vec![(0, 12), (18, 19), (25, 40)], 30),
+    ] {
+        assert_eq!(found(&seen), [edit], "{seen:?}");
+    }
+    assert_eq!(found(&[(5, 99)]).len(), 0, "the message itself is not seen");
 }
 
 #[test]

@@ -17,8 +17,8 @@ fn document(event: u64, edit: Option<u64>, text: &str) -> Document {
     Document {
         room: ROOM,
         event: EventNum(event),
-        edit: edit.map(EventNum),
-        until: None,
+        edit: edit.map(|edit| (EventNum(edit), at(edit))),
+        later: Vec::new(),
         order: Place::live(at(event)),
         sent_ms: event,
         kind: TextKind::Body,
@@ -34,7 +34,7 @@ fn open(ram: &RamDirectory, incarnation: u16, upto: u64) -> (Index, Progress) {
 
 fn ask(index: &Index, term: &str) -> Found {
     let words = Words::parse(term).unwrap();
-    let rooms = [Scope { room: ROOM, seen: vec![(Position::ZERO, Position::MAX)], edits_upto: None }];
+    let rooms = [Scope { room: ROOM, seen: vec![(Position::ZERO, Position::MAX)] }];
     let question = Question {
         words: &words,
         rooms: &rooms,
@@ -107,7 +107,7 @@ fn an_index_of_another_store_layout_or_of_garbage_is_begun_anew() {
     }
     let ram = filled();
     let text = String::from_utf8(ram.atomic_read(meta).unwrap()).unwrap();
-    let other = text.replace("\\\"layout\\\":3", "\\\"layout\\\":2");
+    let other = text.replace("\\\"layout\\\":4", "\\\"layout\\\":3");
     assert_ne!(text, other);
     ram.atomic_write(meta, other.as_bytes()).unwrap();
     assert_eq!(begun(&ram, 0, 10), (0, 10, true), "another layout");
@@ -125,7 +125,7 @@ fn documents_go_by_event_edit_room_and_sender() {
         change.add(&document(event, None, "needle")).unwrap();
     }
     change.add(&document(5, Some(9), "needle")).unwrap();
-    change.add(&Document { until: Some(EventNum(9)), ..document(5, None, "needle") }).unwrap();
+    change.add(&Document { later: vec![(EventNum(9), at(9))], ..document(5, None, "needle") }).unwrap();
     change.commit(&progress).unwrap();
     change.delete_event(ROOM, EventNum(1)).unwrap();
     change.add(&document(6, Some(10), "needle")).unwrap();

@@ -151,14 +151,15 @@ pub(super) fn changes(room: &RoomWindow<'_, '_>, timeline: &mut Timeline) -> Res
 /// The value of a key that the client knows, by the changes since then and the value after them; `None` where nothing changed. A value
 /// that a join left out at first is part of the past once it is known (`rooms/state/late.rs`), so that the step which tells it
 /// changes nothing, and no client has heard of it. What fills a hole may stand below that step and change the key, too: then the past
-/// below the hole has the value, and the step brings it where there was none.
+/// below the hole has the value, and the step brings it where there was none. It may also have taken the place of what a fork had brought
+/// under the key meanwhile: then the first step turns from a value that nobody had heard of, and a later one comes back to it.
 fn heard_before(changes: &[(Order, StateValue)], now: StateValue) -> Option<StateValue> {
     let (_, known) = changes.first().copied()?;
     let after = changes.iter().skip(1).map(|(_, prior)| *prior).chain([now]);
     let mut steps = changes.iter().zip(after).filter(|((order, _), _)| order.minor == 0);
     let is_late = steps.any(|((_, prior), after)| {
         // A client that has heard of the value all the same is told once more.
-        *prior == after || (*prior == StateValue::Absent && after == known)
+        *prior == after || after == known
     });
     Some(if is_late { StateValue::Absent } else { known })
 }
@@ -424,6 +425,10 @@ mod tests {
         let brought = [(at(8, i32::MIN), event(1)), (at(8, -1), event(1)), (at(8, 0), StateValue::Absent)];
         assert_eq!(heard(&brought, event(1)), Some(StateValue::Absent));
         assert_eq!(heard(&brought, event(2)), Some(event(1)));
+        // It took the place of what a fork had brought while it was not known.
+        let replaced = [(at(8, 0), event(1)), (at(9, 0), event(2))];
+        assert_eq!(heard(&replaced, event(1)), Some(StateValue::Absent));
+        assert_eq!(heard(&replaced, event(3)), Some(event(1)));
         // A row at the floor that only says what was so is no step.
         assert_eq!(heard(&[filled[0], (at(9, 0), event(1))], event(2)), Some(event(1)));
     }

@@ -71,14 +71,14 @@ pub(crate) async fn settle(world: &World, people: &People) {
 /// Describes what servers do not agree on; in a replay also with all that they have of the room.
 fn explain(world: &World, found: Option<Disagreement>) -> String {
     let Some(found) = found else { return String::new() };
-    note_graphs(world, &found.room);
+    note_graphs(world, &found.room, &found.keys);
     report::describe(world, &found)
 }
 
-/// Prints in a replay all that the servers have of a room.
-fn note_graphs(world: &World, room: &str) {
+/// Prints in a replay all that the servers have of a room, with what they have under these keys of its state.
+fn note_graphs(world: &World, room: &str, keys: &[(String, String)]) {
     for place in 0..SERVERS {
-        for line in world.app(place).iter().flat_map(|app| report::list_graph(app, room)) {
+        for line in world.app(place).iter().flat_map(|app| report::list_graph(app, room, keys)) {
             world.wire.note(|| format!("s{place} has {line}"));
         }
     }
@@ -86,7 +86,7 @@ fn note_graphs(world: &World, room: &str) {
 
 /// Describes where each server keeps an event that somebody misses; in a replay also all that they have of the room.
 fn explain_missed(world: &World, room: &str, event_id: &str) -> String {
-    note_graphs(world, room);
+    note_graphs(world, room, &[]);
     let found = Disagreement {
         what: String::new(),
         room: room.to_owned(),
@@ -127,8 +127,9 @@ async fn move_again(world: &World, people: &People) {
     }
 }
 
-/// Whether the event by which a person is in a room is soft-failed at all servers of those who are in it for its maker. Then no event
-/// of theirs cites it, and nobody tells the person's server of the state without it.
+/// Whether the event by which a person is in a room is soft-failed at all servers of those who are in it for its maker, or else what their
+/// server said last there. Then no event of theirs cites it, and nobody tells the person's server of the state without it: a fork that
+/// sets aside who came may leave out somebody whose server goes on from an event of its own, which the others have not for a head.
 async fn is_soft_failed_for_all(
     world: &World,
     person: &Person,
@@ -139,6 +140,21 @@ async fn is_soft_failed_for_all(
     let Some(event_id) = state.get(&("m.room.member".to_owned(), person.user_id.clone())) else {
         return false;
     };
+    let last = list_own_heads(&world.app(person.place()).unwrap(), room);
+    is_aside_for_all(world, room, event_id, joined)
+        || (!last.is_empty() && last.iter().all(|said| is_aside_for_all(world, room, said, joined)))
+}
+
+/// The ids of the events of a room that a server made itself and that no event which it knows cites.
+fn list_own_heads(app: &App, room: &str) -> Vec<String> {
+    let snapshot = app.store.snapshot();
+    let (num, row) = rooms::require_room(&*snapshot, <&RoomId>::try_from(room).unwrap()).unwrap();
+    let own = row.heads.iter().filter(|head| head.is_own);
+    own.map(|head| event::require(&*snapshot, num, head.event).unwrap().id(&row).to_string()).collect()
+}
+
+/// Whether an event is soft-failed at all servers of those who are in a room for its maker.
+fn is_aside_for_all(world: &World, room: &str, event_id: &str, joined: &BTreeSet<String>) -> bool {
     let is_there = |place: usize| joined.iter().any(|user| user.ends_with(&format!(":{}", name(place))));
     (0..SERVERS).filter(|place| is_there(*place)).all(|place| {
         let found = find_stored(&world.app(place).unwrap(), room, event_id);
@@ -159,6 +175,9 @@ async fn list_joined(world: &World, person: &Person) -> BTreeSet<String> {
 /// Reads the state of a room, and who has joined it by that.
 async fn read_state(world: &World, person: &Person, room: &str) -> (State, BTreeSet<String>) {
     let (status, json) = person.insist(world, Method::GET, &path(room, "state"), Value::Null).await;
+    if status != StatusCode::OK {
+        note_graphs(world, room, &[]);
+    }
     assert_eq!(status, StatusCode::OK, "{} in {room}: {json}", person.user_id);
     let (mut state, mut joined) = (State::new(), BTreeSet::new());
     for event in json.as_array().unwrap() {
@@ -325,7 +344,7 @@ async fn check_room(world: &World, people: &People, person: &Person, room: &Room
     if room.visibility == "joined" && room.owner != person.number {
         check_unseen(&app, person, room, &events);
     }
-    check_follower(&app, person, room, &told, &state);
+    check_follower(world, &app, person, room, &told, &state);
 }
 
 /// The events that clients see, by their order, as the store of a server has them.
@@ -341,7 +360,14 @@ fn list_stored(app: &App, room: &str) -> Vec<(String, Order)> {
 }
 
 /// Checks that a chain of syncs has shown all live events that its user may see, in their order, and the state.
-fn check_follower(app: &App, person: &Person, room: &Room, told: &BTreeSet<String>, state: &State) {
+fn check_follower(
+    world: &World,
+    app: &App,
+    person: &Person,
+    room: &Room,
+    told: &BTreeSet<String>,
+    state: &State,
+) {
     let who = format!("{} in {}", person.user_id, room.id);
     let follower = person.follower.borrow();
     let learnt = &follower.rooms[&room.id];
@@ -382,6 +408,10 @@ fn check_follower(app: &App, person: &Person, room: &Room, told: &BTreeSet<Strin
     };
     let changes = |key| list_changes(app, &room.id, key);
     let changes: Vec<_> = differ.iter().map(|(key, ..)| changes(key)).collect();
+    if !differ.is_empty() {
+        let keys: Vec<_> = differ.iter().map(|(key, ..)| (*key).clone()).collect();
+        note_graphs(world, &room.id, &keys);
+    }
     assert!(
         differ.is_empty(),
         "{who}: the chain knows another state: {differ:?}; changes, and values before them: {changes:?}"

@@ -3,7 +3,7 @@
 
 use aqueduct::{
     flows::App,
-    ids::{EventNum, RoomNum},
+    ids::{EventNum, Order, RoomNum},
     rooms::{
         self,
         event::{self, StoredEvent},
@@ -112,8 +112,8 @@ fn describe_one(app: &App, found: &Disagreement) -> String {
     text
 }
 
-/// Lists all events that a server has of a room, as a replay prints them.
-pub(crate) fn list_graph(app: &App, room: &str) -> Vec<String> {
+/// Lists all events that a server has of a room, as a replay prints them: with what these keys of the state were before and after.
+pub(crate) fn list_graph(app: &App, room: &str, keys: &[(String, String)]) -> Vec<String> {
     let snapshot = app.store.snapshot();
     let Some(room) = rooms::find_room(&*snapshot, <&RoomId>::try_from(room).unwrap()).unwrap() else {
         return Vec::new();
@@ -122,15 +122,27 @@ pub(crate) fn list_graph(app: &App, room: &str) -> Vec<String> {
     let view = View { snapshot: &snapshot, room, row };
     let events = (0..view.row.next_event).map(EventNum);
     let events = events.filter_map(|event| event::find_anywhere(&*snapshot, room, event).unwrap());
-    events.map(|stored| list_one(&view, &stored)).collect()
+    events.map(|stored| list_one(&view, &stored, keys)).collect()
 }
 
-fn list_one(view: &View<'_>, stored: &StoredEvent) -> String {
+fn list_one(view: &View<'_>, stored: &StoredEvent, keys: &[(String, String)]) -> String {
     let json: serde_json::Value = serde_json::from_slice(&stored.row.json).unwrap();
     let id = stored.id(&view.row).to_string();
     let header = &stored.row.header;
+    let is_placed = stored.order != Order::MIN;
+    let before = header.before.or_else(|| is_placed.then(|| StateRef::Main(stored.order.before())));
+    let main = if header.state_key.is_some() { Some(StateRef::Main(stored.order)) } else { before };
+    let after = header.after.or(if header.rejected { before } else { main }).filter(|_| before.is_some());
+    let mut values = String::new();
+    for key in keys {
+        let [before, after] = [before, after].map(|at| at.map(|at| view.value(at, key)));
+        values += &format!(" | {key:?} {before:?}->{after:?}");
+        if is_placed {
+            values += &format!(", main line then {}", view.value(StateRef::Main(stored.order), key));
+        }
+    }
     format!(
-        "{id} {} {} {} depth {} on {} allowed by {} {:?}->{:?}: {} | {}",
+        "{id} {} {} {} depth {} on {} allowed by {} {:?}->{:?}: {} | {}{values}",
         json["sender"].as_str().unwrap_or_default(),
         json["type"].as_str().unwrap_or_default(),
         json["state_key"].as_str().unwrap_or_default(),

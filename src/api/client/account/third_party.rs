@@ -1,6 +1,6 @@
-//! Email addresses and phone numbers of accounts. This server keeps none, and its answers say so.
+//! Email addresses and phone numbers of accounts. Addresses are added and removed by those who run this server, phone numbers are not kept,
+//! and the answers say so.
 
-use bytes::Bytes;
 use ruma::api::{
     client::account::{
         add_3pid, bind_3pid, delete_3pid, get_3pids, request_3pid_management_token_via_email,
@@ -10,8 +10,10 @@ use ruma::api::{
     },
     error::ErrorKind,
 };
+use serde_json::json;
 
 use crate::{
+    accounts::emails,
     api::{
         Routes,
         extract::{Client, Public},
@@ -20,6 +22,7 @@ use crate::{
     },
     error::{Refusal, Result},
     flows::{App, limits::Limit},
+    schema::email::AddressRow,
 };
 
 pub(crate) fn routes(r: &mut Routes) {
@@ -37,13 +40,20 @@ pub(crate) fn routes(r: &mut Routes) {
 }
 
 fn denied() -> Refusal {
-    let why = "This server keeps no email addresses and phone numbers.";
+    let why =
+        "E-mail addresses are added and removed by those who run this server, and it keeps no phone numbers.";
     Refusal::new(ErrorKind::ThreepidDenied, why)
 }
 
 /// `GET /_matrix/client/v3/account/3pid`
-pub(crate) async fn get_3pids(_app: App, _client: Client<get_3pids::v3::Request>) -> Result<RawJson> {
-    Ok(RawJson(Bytes::from_static(br#"{"threepids":[]}"#)))
+pub(crate) async fn get_3pids(app: App, client: Client<get_3pids::v3::Request>) -> Result<RawJson> {
+    let addresses = emails::list(&*app.store.snapshot(), client.caller.user)?.into_iter();
+    let shown = |(address, row): (String, AddressRow)| {
+        json!({
+            "medium": "email", "address": address, "validated_at": row.validated_ms, "added_at": row.added_ms,
+        })
+    };
+    Ok(RawJson(json!({ "threepids": addresses.map(shown).collect::<Vec<_>>() }).to_string().into()))
 }
 
 /// Refuses to change the email addresses and phone numbers of an account: 403 `M_THREEPID_DENIED`.

@@ -17,17 +17,14 @@ use crate::{
     flows::{
         App,
         media::{
-            keep,
-            receive::{self, Arrived, Kept, NotReceived, Room},
+            keep::{self, Put},
+            receive::{self, Arrived, NotReceived, Room},
         },
     },
-    media::{
-        objects::ObjectName,
-        preview::{
-            address,
-            choose::{Candidate, SHOWN_IMAGE_PIXELS_MIN},
-            image::{PREFIX_BYTES, Probed, probe},
-        },
+    media::preview::{
+        address,
+        choose::{Candidate, SHOWN_IMAGE_PIXELS_MIN},
+        image::{PREFIX_BYTES, Probed, probe},
     },
     schema::{media::ContentRow, previews::ImageRow},
 };
@@ -43,9 +40,7 @@ const ID_CHARS: usize = 32;
 pub(super) struct Image {
     pub(super) row: ImageRow,
     pub(super) content: ContentRow,
-    pub(super) object: ObjectName,
-    /// The room that it takes until something refers to it.
-    pub(super) kept: Kept,
+    pub(super) put: Put,
 }
 
 /// Fetches an image that may stand for a page. None where it is none; the preview is made without it. Errors: a fault of our own, or
@@ -70,8 +65,7 @@ pub(super) async fn take(app: &App, found: Found, is_named: bool) -> Result<Opti
     };
     let bounds = (IMAGE_BYTES_MAX, found.announced());
     let mut body = Probing { body: found.response.into_body(), prefix: Vec::new() };
-    let Ok(place) = receive::enter(app) else { return left_out("too many files are arriving") };
-    let receiving = receive::receive(app, &mut body, bounds, (place, Room::new(&app.media, None)));
+    let receiving = receive::receive(app, &mut body, bounds, (None, Room::new(&app.media, None)));
     let arrived = match fetch::within(&app.env, ARRIVES_WITHIN, receiving).await {
         Some(Ok(arrived)) => arrived,
         None | Some(Err(NotReceived::TooSlow)) => return left_out("it took too long"),
@@ -107,8 +101,7 @@ async fn put(app: &App, arrived: Arrived, probed: Probed) -> Result<Image> {
         bytes: content.bytes,
         size: probed.size,
     };
-    let (object, kept) = keep::put(app, arrived).await?;
-    Ok(Image { row, content, object, kept })
+    Ok(Image { row, content, put: keep::put(app, arrived).await? })
 }
 
 /// A body of which the first bytes are kept, to see what it is.

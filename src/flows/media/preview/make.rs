@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    flows::{App, media::keep, write},
+    flows::{App, write},
     ids::UserNum,
     media::{
         Name, items,
@@ -98,12 +98,10 @@ async fn write(app: &App, by: UserNum, url: &Url, look: Look) -> Result<PreviewR
         Look::WithoutImage(told) => (Some(told), None, rows::FAILED_MS),
     };
     let url = url.clone();
-    // The room of the image is given back once its row counts.
-    let (image, _kept) = match image {
-        Some(Image { row, content, object, kept }) => (Some((row, content, object)), Some(kept)),
+    let (image, put) = match image {
+        Some(Image { row, content, put }) => (Some((row, content, put.object())), Some(put)),
         None => (None, None),
     };
-    let object = image.as_ref().map(|(_, _, object)| *object);
     let build = move |app: &App, batch: &mut Batch| {
         let now_ms = app.env.now_ms();
         let server = app.config.server.name.as_str();
@@ -113,7 +111,7 @@ async fn write(app: &App, by: UserNum, url: &Url, look: Look) -> Result<PreviewR
         if let Some((image, content, object)) = image {
             let name = Name { server: server.to_owned(), id: image.id.clone() };
             let at = (now_ms, app.config.media.unauthenticated);
-            is_kept = items::keep_other(batch, &name, (content, object), at)?;
+            is_kept = items::keep_preview(batch, &name, (content, object), at)? == items::Kept::New;
             row.image = is_kept.then_some(image);
         }
         if !is_kept {
@@ -124,10 +122,13 @@ async fn write(app: &App, by: UserNum, url: &Url, look: Look) -> Result<PreviewR
     };
     let written = write::for_server(app, build, Error::from).await;
     let (row, is_kept) = written.inspect_err(|_| app.previews.doubt_kept())?;
-    if let Some(object) = object.filter(|_| !is_kept) {
+    match put {
+        Some(put) if is_kept => put.settle(),
         // Its bytes were being removed meanwhile, as when the disk took a day. The next look brings them again.
-        let why = keep::overtaken(app, object).await;
-        tracing::debug!(%why, "the image of a preview is left out");
+        Some(_) => {
+            tracing::debug!(reason = "its bytes are being removed", "the image of a preview is left out")
+        }
+        None => {}
     }
     Ok(row)
 }

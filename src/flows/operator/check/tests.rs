@@ -224,7 +224,31 @@ async fn a_house() -> Fixture {
     }
     add_what_only_other_servers_make(&fixture);
     add_media(&fixture);
+    add_mail(&fixture);
     fixture
+}
+
+/// Adds an address of Alice, a pusher that mails there, and what she wishes of that.
+fn add_mail(fixture: &Fixture) {
+    use crate::{
+        accounts::emails,
+        ids::DeviceNum,
+        push::pushers::{self, NewPusher, Takes},
+        schema::email::PreferencesRow,
+    };
+    let (alice, address) = (UserNum(1), "alice@example.org");
+    let pusher = json!({
+        "kind": "email", "app_id": "m.email", "pushkey": address, "app_display_name": "", "lang": "en",
+        "device_display_name": "", "data": {},
+    });
+    let pusher = serde_json::from_value(pusher).unwrap();
+    let new = NewPusher { pusher, append: true, is_enabled: true, now_ms: 1, secret: "secret".to_owned() };
+    fixture.write(|batch| {
+        emails::add(batch, alice, address, 1).unwrap();
+        let takes = Takes { http_gateways: false, email: true };
+        pushers::set(batch, (alice, DeviceNum(1)), &new, takes).unwrap();
+        pushers::set_preferences(batch, alice, PreferencesRow::default()).unwrap();
+    });
 }
 
 /// Adds items with and without bytes, a thumbnail, an item of another server, and a blob that is about to be.
@@ -233,9 +257,9 @@ fn add_media(fixture: &Fixture) {
         media::{
             Name,
             items::{self, UserBounds},
-            objects,
+            links, objects,
         },
-        schema::media::{ContentRow, Digest, ThumbnailRow},
+        schema::media::{ContentRow, Digest, Home, ThumbnailRow},
     };
     let (alice, now_ms) = (UserNum(1), 1_767_225_600_000);
     let name = |id: &str| Name::of("check.example", id).unwrap();
@@ -243,17 +267,24 @@ fn add_media(fixture: &Fixture) {
     let content = ContentRow { digest, bytes: 10, content_type: content_type.clone(), name: None };
     fixture.write(|batch| {
         let bounds = UserBounds { bytes_max: 0, created_max: 9 };
-        let object = objects::claim(batch, &digest, 10, now_ms).unwrap();
+        let object = objects::claim(batch, &digest, 10, (now_ms, Home::Disk)).unwrap();
         let (own, at) = ((&name("one"), None), (now_ms, false));
         assert!(items::keep_own(batch, alice, own, (content.clone(), object), at, bounds).unwrap());
+        let original = Digest([4; 32]);
+        let beside = objects::claim(batch, &original, 20, (now_ms, Home::Disk)).unwrap();
+        let uploaded = ContentRow { digest: original, bytes: 20, ..content.clone() };
+        assert!(items::keep_original(batch, alice, &name("one"), (uploaded, beside), bounds).unwrap());
         let other = Name::of("b.example", "three").unwrap();
-        assert!(items::keep_other(batch, &other, (content.clone(), object), at).unwrap());
+        let kept = items::keep_other(batch, &other, (content.clone(), object), at).unwrap();
+        assert_eq!(kept, items::Kept::New);
         items::create(batch, alice, &name("two"), (now_ms, now_ms + 864_000_000), bounds).unwrap();
         let thumbnail = ThumbnailRow { digest: Digest([2; 32]), bytes: 5, content_type };
-        let object = objects::claim(batch, &thumbnail.digest, 5, now_ms).unwrap();
+        let object = objects::claim(batch, &thumbnail.digest, 5, (now_ms, Home::Disk)).unwrap();
         let of_one = (&name("one"), "8x8");
         assert!(items::keep_thumbnail(batch, of_one, (&thumbnail, object), now_ms).unwrap());
-        objects::claim(batch, &Digest([3; 32]), 7, now_ms).unwrap();
+        objects::claim(batch, &Digest([3; 32]), 7, (now_ms, Home::Disk)).unwrap();
+        let wish = links::Wish { lifetime_ms: links::LIFETIME_MAX_MS, is_once: true };
+        links::make(batch, (alice, false), &name("one"), ("a token", "an_id"), (wish, now_ms)).unwrap();
     });
     add_preview(fixture, now_ms);
     let mut note = fixture.store().note(&Guard::own_tables());
@@ -470,6 +501,7 @@ const MAY_BE_LOST: &[&str] = &[
     "DEVICE_SEEN",
     "DEVICE_SIGNED",
     "DEVICE_STEP",
+    "EMAIL_PREFERENCES",
     "FILTERS",
     "HEAD",
     "HOLE",

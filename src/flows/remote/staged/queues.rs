@@ -2,7 +2,8 @@
 //!
 //! Names of servers cost nothing, so that events count for the owner of their server's name and for the address that sent them. Of all
 //! places, a holder may have one part in eight of what is free afterwards: alone, that is a ninth of all. Where a holder may have no more, or a
-//! room is full, whoever has most gives way to who has less.
+//! room is full, whoever has most gives way to who has less. Where nobody else does, whichever tenant of the same holder has most gives way to
+//! one that has less (`tenants.rs`), so that nobody shuts out their neighbours.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,6 +17,7 @@ use tokio::sync::Notify;
 
 use crate::{
     env::payer::{Payer, Payers},
+    flows::remote::tenants::Tenant,
     ids::RoomNum,
     rooms::change::invited::Source,
     schema::remote::InboundEventRow,
@@ -85,7 +87,7 @@ impl Bounds {
 #[derive(Clone, Debug)]
 pub(super) struct Sender {
     pub(super) origin: OwnedServerName,
-    source: Source,
+    tenant: Tenant,
     /// The network that the request came from, where that is known.
     network: Option<u128>,
     /// Whether the server has nobody in the room.
@@ -104,13 +106,13 @@ impl Sender {
 
     /// A server that is in the room. Nothing more is known of its request.
     pub(super) fn of(origin: OwnedServerName) -> Self {
-        let source = Source::of(origin.as_str());
-        Self { origin, source, network: None, is_stranger: false }
+        let tenant = Tenant::of(&origin);
+        Self { origin, tenant, network: None, is_stranger: false }
     }
 
     fn holders(&self) -> impl Iterator<Item = Holder> {
         let network = self.network.map(Holder::Network);
-        [Some(Holder::Source(self.source.clone())), network].into_iter().flatten()
+        [Some(Holder::Owner(self.tenant.owner().clone())), network].into_iter().flatten()
     }
 }
 
@@ -123,7 +125,7 @@ fn wide(address: u128) -> u128 {
 /// Somebody for whom events count.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Holder {
-    Source(Source),
+    Owner(Source),
     Network(u128),
 }
 
@@ -145,13 +147,65 @@ impl Held {
     }
 }
 
+/// The events that count for a holder, by tenant.
+#[derive(Debug, Default)]
+struct OfHolder {
+    size: Bounds,
+    tenants: BTreeMap<Tenant, Held>,
+}
+
+impl OfHolder {
+    fn add(&mut self, number: u64, (tenant, bytes): (&Tenant, usize)) {
+        self.size.add(bytes);
+        self.tenants.entry(tenant.clone()).or_default().add(number, bytes);
+    }
+
+    fn take(&mut self, number: u64, (tenant, bytes): (&Tenant, usize)) {
+        self.size.take(bytes);
+        if let Some(held) = self.tenants.get_mut(tenant) {
+            held.take(number, bytes);
+            if held.numbers.is_empty() {
+                self.tenants.remove(tenant);
+            }
+        }
+    }
+
+    /// The tenant that has most, with the weight of what it has.
+    fn find_largest(&self) -> Option<(usize, &Held)> {
+        let weights = self.tenants.values().map(|held| (OF_ALL.weight(held.size), held));
+        weights.max_by_key(|(weight, _)| *weight)
+    }
+}
+
+/// The size of somebody's events in a room, and the last of them that may give way.
+#[derive(Clone, Copy, Debug, Default)]
+struct InRoom {
+    size: Bounds,
+    last: Option<u64>,
+}
+
+/// The events in a room that came from tenants of one owner.
+#[derive(Debug, Default)]
+struct OwnersInRoom<'a> {
+    size: Bounds,
+    tenants: BTreeMap<&'a Tenant, InRoom>,
+}
+
+impl OwnersInRoom<'_> {
+    /// The last event of whichever tenant has most, with the weight of what it has.
+    fn find_largest(&self) -> Option<(usize, u64)> {
+        let tenants = self.tenants.values().filter_map(|of| Some((OF_ROOM.weight(of.size), of.last?)));
+        tenants.max()
+    }
+}
+
 /// The events that wait.
 #[derive(Debug, Default)]
 pub(super) struct Queues {
     waiting: BTreeMap<u64, Waiting>,
     rooms: BTreeMap<RoomNum, OfRoom>,
     origins: BTreeMap<OwnedServerName, Bounds>,
-    holders: BTreeMap<Holder, Held>,
+    holders: BTreeMap<Holder, OfHolder>,
     all: Bounds,
     /// The number that the next event gets; numbers rise over all rooms.
     next: u64,
@@ -175,10 +229,10 @@ struct OfRoom {
     size: Bounds,
     /// The size of those whose servers have nobody in the room.
     strangers: Bounds,
-    lines: BTreeMap<Source, Line>,
+    lines: BTreeMap<Tenant, Line>,
 }
 
-/// The events of a room that came from names of one owner. They have a worker of their own.
+/// The events of a room that came from one tenant. They have a worker of their own.
 #[derive(Debug, Default)]
 struct Line {
     held: Held,
@@ -280,7 +334,7 @@ impl Queues {
     }
 
     fn of_origin_in(&self, room: RoomNum, sender: &Sender) -> Bounds {
-        let line = self.rooms.get(&room).and_then(|of_room| of_room.lines.get(&sender.source));
+        let line = self.rooms.get(&room).and_then(|of_room| of_room.lines.get(&sender.tenant));
         let waiting = line.into_iter().flat_map(|line| &line.held.numbers);
         let waiting = waiting.filter_map(|number| self.waiting.get(number));
         let waiting = waiting.filter(|waiting| waiting.sender.origin == sender.origin);
@@ -296,22 +350,31 @@ impl Queues {
     /// Finds the event of a room that gives way to one of this sender: the last of whoever has most there. Strangers have only others like
     /// themselves give way.
     fn find_giving_way_in(&self, room: RoomNum, sender: &Sender, bytes: usize) -> Option<u64> {
-        let mut held = BTreeMap::<&Source, (Bounds, Option<u64>)>::new();
+        let mut owners = BTreeMap::<&Source, OwnersInRoom<'_>>::new();
         for line in self.rooms.get(&room)?.lines.values() {
             for (number, waiting) in
                 line.held.numbers.iter().filter_map(|it| Some((it, self.waiting.get(it)?)))
             {
                 if waiting.sender.is_stranger || !sender.is_stranger {
-                    let (size, last) = held.entry(&waiting.sender.source).or_default();
-                    size.add(waiting.bytes);
-                    *last = waiting.is_written.then_some(*number).or(*last);
+                    let tenant = &waiting.sender.tenant;
+                    let of_owner = owners.entry(tenant.owner()).or_default();
+                    of_owner.size.add(waiting.bytes);
+                    let of_tenant = of_owner.tenants.entry(tenant).or_default();
+                    of_tenant.size.add(waiting.bytes);
+                    of_tenant.last = waiting.is_written.then_some(*number).or(of_tenant.last);
                 }
             }
         }
-        let own = held.remove(&sender.source).map(|(size, _)| size).unwrap_or_default();
-        let others = held.into_values().filter_map(|(size, last)| Some((OF_ROOM.weight(size), last?)));
-        let most = others.max_by_key(|(weight, last)| (*weight, *last));
-        most.filter(|(weight, _)| *weight > OF_ROOM.weight(own.with(bytes))).map(|(_, last)| last)
+        let mut own = owners.remove(sender.tenant.owner()).unwrap_or_default();
+        let others =
+            owners.into_values().filter_map(|of| Some((OF_ROOM.weight(of.size), of.find_largest()?)));
+        let most = others.max().filter(|(weight, _)| *weight > OF_ROOM.weight(own.size.with(bytes)));
+        if let Some((_, (_, last))) = most {
+            return Some(last);
+        }
+        let of_sender = own.tenants.remove(&sender.tenant).unwrap_or_default().size;
+        let most = own.find_largest().filter(|(weight, _)| *weight > OF_ROOM.weight(of_sender.with(bytes)));
+        most.map(|(_, last)| last)
     }
 
     fn is_within_shares(&self, sender: &Sender, bytes: usize) -> bool {
@@ -322,20 +385,32 @@ impl Queues {
         self.holders.get(holder).map(|held| held.size).unwrap_or_default()
     }
 
-    /// Finds the event that gives way to one of this sender: the last of whoever has most, if that is more than the sender would have. Nobody
-    /// gives way to a server that is not in the room.
+    /// Finds the event that gives way to one of this sender: the last of whoever has most, if that is more than the sender would have. Where
+    /// no other holder has more, it is that of a neighbour which has more than the sender's server would have. Nobody gives way to a server
+    /// that is not in the room.
     fn find_giving_way(&self, sender: &Sender, bytes: usize) -> Option<u64> {
         if sender.is_stranger {
             return None;
         }
         let of = |holder: &Holder| OF_ALL.weight(self.held_by(holder).with(bytes));
-        let own = sender.holders().map(|holder| of(&holder)).max().unwrap_or_default();
+        let (own, heaviest) = sender.holders().map(|holder| (of(&holder), holder)).max()?;
         let is_own = |holder: &Holder| sender.holders().any(|own| own == *holder);
         let others = self.holders.iter().filter(|(holder, _)| !is_own(holder));
-        let (weight, most) =
-            others.map(|(_, held)| (OF_ALL.weight(held.size), held)).max_by_key(|(weight, _)| *weight)?;
+        let most = others.map(|(_, of)| (OF_ALL.weight(of.size), of)).max_by_key(|(weight, _)| *weight);
+        if let Some((_, largest)) = most.filter(|(weight, _)| *weight > own) {
+            let (_, largest) = largest.find_largest()?;
+            return self.find_last(largest);
+        }
+        let own = self.holders.get(&heaviest)?;
+        let of_sender = own.tenants.get(&sender.tenant).map(|held| held.size).unwrap_or_default();
+        let most = own.find_largest().filter(|(weight, _)| *weight > OF_ALL.weight(of_sender.with(bytes)));
+        most.and_then(|(_, largest)| self.find_last(largest))
+    }
+
+    /// The last of these events that may give way.
+    fn find_last(&self, held: &Held) -> Option<u64> {
         let is_written = |number: &&u64| self.waiting.get(number).is_some_and(|waiting| waiting.is_written);
-        most.numbers.iter().rev().find(is_written).copied().filter(|_| weight > own)
+        held.numbers.iter().rev().find(is_written).copied()
     }
 
     fn insert(&mut self, number: u64, waiting: Waiting) {
@@ -343,7 +418,7 @@ impl Queues {
         self.all.add(bytes);
         self.origins.entry(sender.origin.clone()).or_default().add(bytes);
         for holder in sender.holders() {
-            self.holders.entry(holder).or_default().add(number, bytes);
+            self.holders.entry(holder).or_default().add(number, (&sender.tenant, bytes));
         }
         let of_room = self.rooms.entry(waiting.room).or_default();
         of_room.size.add(bytes);
@@ -351,7 +426,7 @@ impl Queues {
             of_room.strangers.add(bytes);
         }
         of_room.copies.insert((waiting.id.clone(), sender.origin.clone()));
-        of_room.lines.entry(sender.source.clone()).or_default().held.add(number, bytes);
+        of_room.lines.entry(sender.tenant.clone()).or_default().held.add(number, bytes);
         self.waiting.insert(number, waiting);
     }
 
@@ -367,8 +442,8 @@ impl Queues {
         }
         for holder in sender.holders() {
             if let Some(held) = self.holders.get_mut(&holder) {
-                held.take(number, bytes);
-                if held.numbers.is_empty() {
+                held.take(number, (&sender.tenant, bytes));
+                if held.tenants.is_empty() {
                     self.holders.remove(&holder);
                 }
             }
@@ -379,20 +454,20 @@ impl Queues {
                 of_room.strangers.take(bytes);
             }
             of_room.copies.remove(&(id, sender.origin.clone()));
-            if let Some(line) = of_room.lines.get_mut(&sender.source) {
+            if let Some(line) = of_room.lines.get_mut(&sender.tenant) {
                 line.held.take(number, bytes);
             }
         }
-        self.forget_idle(room, &sender.source);
+        self.forget_idle(room, &sender.tenant);
         Some(room)
     }
 
     /// Forgets a line in which nothing waits, once it has no worker.
-    fn forget_idle(&mut self, room: RoomNum, source: &Source) {
+    fn forget_idle(&mut self, room: RoomNum, tenant: &Tenant) {
         let Some(of_room) = self.rooms.get_mut(&room) else { return };
         let is_idle = |line: &Line| line.held.numbers.is_empty() && !line.has_worker;
-        if of_room.lines.get(source).is_some_and(is_idle) {
-            of_room.lines.remove(source);
+        if of_room.lines.get(tenant).is_some_and(is_idle) {
+            of_room.lines.remove(tenant);
         }
         if of_room.lines.is_empty() {
             self.rooms.remove(&room);
@@ -418,8 +493,8 @@ impl Queues {
     }
 
     /// Lists the numbers of some events of a line, from one on.
-    pub(super) fn list(&self, room: RoomNum, source: &Source, from: u64, count: usize) -> Vec<u64> {
-        let line = self.rooms.get(&room).and_then(|of_room| of_room.lines.get(source));
+    pub(super) fn list(&self, room: RoomNum, tenant: &Tenant, from: u64, count: usize) -> Vec<u64> {
+        let line = self.rooms.get(&room).and_then(|of_room| of_room.lines.get(tenant));
         line.into_iter().flat_map(|line| line.held.numbers.range(from..)).take(count).copied().collect()
     }
 
@@ -429,21 +504,21 @@ impl Queues {
     }
 
     /// Hurries the workers of a room, but for the one of this line.
-    pub(super) fn hurry(&self, room: RoomNum, but_for: Option<&Source>) {
+    pub(super) fn hurry(&self, room: RoomNum, but_for: Option<&Tenant>) {
         let lines = self.rooms.get(&room).into_iter().flat_map(|of_room| &of_room.lines);
-        lines.filter(|(source, _)| but_for != Some(*source)).for_each(|(_, line)| line.hurry.notify_one());
+        lines.filter(|(tenant, _)| but_for != Some(*tenant)).for_each(|(_, line)| line.hurry.notify_one());
     }
 
     /// Claims the right to be the worker of each line of a room that has none and needs one. Workers that are there are hurried where
     /// something is to be tried at once.
-    pub(super) fn begin_work(&mut self, room: RoomNum, at_once: bool) -> Vec<(Source, Arc<Notify>)> {
+    pub(super) fn begin_work(&mut self, room: RoomNum, at_once: bool) -> Vec<(Tenant, Arc<Notify>)> {
         let mut begun = Vec::new();
-        for (source, line) in self.rooms.get_mut(&room).into_iter().flat_map(|of_room| &mut of_room.lines) {
+        for (tenant, line) in self.rooms.get_mut(&room).into_iter().flat_map(|of_room| &mut of_room.lines) {
             if line.held.numbers.is_empty() {
                 continue;
             }
             if !std::mem::replace(&mut line.has_worker, true) {
-                begun.push((source.clone(), Arc::clone(&line.hurry)));
+                begun.push((tenant.clone(), Arc::clone(&line.hurry)));
             } else if at_once {
                 line.hurry.notify_one();
             }
@@ -452,14 +527,14 @@ impl Queues {
     }
 
     /// Ends the work in a line where nothing waits any more. Answers whether it has ended.
-    pub(super) fn end_work(&mut self, room: RoomNum, source: &Source) -> bool {
-        let line = self.rooms.get_mut(&room).and_then(|of_room| of_room.lines.get_mut(source));
+    pub(super) fn end_work(&mut self, room: RoomNum, tenant: &Tenant) -> bool {
+        let line = self.rooms.get_mut(&room).and_then(|of_room| of_room.lines.get_mut(tenant));
         let Some(line) = line else { return true };
         if !line.held.numbers.is_empty() {
             return false;
         }
         line.has_worker = false;
-        self.forget_idle(room, source);
+        self.forget_idle(room, tenant);
         true
     }
 }
@@ -520,17 +595,16 @@ mod tests {
     fn nobody_takes_all_places_with_many_names_or_from_one_address() {
         let mut queues = Queues::default();
         // All names of one owner in many rooms.
-        let mut taken = 0;
         for room in 0..200 {
-            taken += fill(&mut queues, RoomNum(room), &sender(&format!("n{room}.evil.example"), 1), 500);
+            fill(&mut queues, RoomNum(room), &sender(&format!("n{room}.evil.example"), 1), 500);
         }
-        assert_eq!(taken, OF_ALL.events / (SHARE + 1));
+        assert_eq!(queues.count(), OF_ALL.events / (SHARE + 1));
         // Many owners at one address.
         for room in 200..400 {
-            taken += fill(&mut queues, RoomNum(room), &sender(&format!("evil{room}.example"), 2), 500);
+            fill(&mut queues, RoomNum(room), &sender(&format!("evil{room}.example"), 2), 500);
         }
         // These are two labels each, so that each is an owner.
-        assert!(taken < OF_ALL.events / 4, "{taken}");
+        assert!(queues.count() < OF_ALL.events / 4, "{}", queues.count());
         assert_eq!(fill(&mut queues, RoomNum(999), &sender("honest.example", 3), 500), 500);
     }
 
@@ -565,10 +639,60 @@ mod tests {
         for name in ["a.evil.example", "b.evil.example"] {
             assert_eq!(fill(&mut queues, ROOM, &sender(name, 1), 600), OF_ORIGIN_IN_ROOM.events);
         }
-        assert!(!add(&mut queues, ROOM, &sender("c.evil.example", 1)), "nobody gives way to oneself");
+        assert!(!add(&mut queues, ROOM, &sender("a.evil.example", 1)), "nobody gives way to oneself");
+        assert!(!add(&mut queues, ROOM, &sender("a.evil.example:1", 1)), "ports are nobody else");
         assert!(!add(&mut queues, ROOM, &stranger("strange.test")), "nor members to strangers");
         assert_eq!(fill(&mut queues, ROOM, &sender("honest.test", 2), 400), 400);
         assert_eq!(queues.rooms[&ROOM].size.events, OF_ROOM.events);
+    }
+
+    #[test]
+    fn nobody_shuts_out_their_neighbours() {
+        let mut queues = Queues::default();
+        // The places of all rooms are taken as far as one owner may have them.
+        for room in 0..12 {
+            fill(&mut queues, RoomNum(100 + room), &sender("evil.dyn.example", 1), 500);
+        }
+        let of_owner = queues.count();
+        assert_eq!(of_owner, OF_ALL.events / (SHARE + 1));
+        let honest = sender("honest.dyn.example", 2);
+        assert_eq!(fill(&mut queues, ROOM, &honest, 400), 400);
+        assert_eq!(queues.count(), of_owner, "their owner has no more than before");
+        let of_honest = |queues: &Queues| queues.of_origin_in(ROOM, &honest).events;
+        for number in 0..40 {
+            fill(&mut queues, RoomNum(200 + number), &sender(&format!("e{number}.dyn.example"), 1), 500);
+        }
+        assert!(
+            queues.count() == of_owner && of_honest(&queues) + 2 >= of_owner / 42,
+            "{}",
+            of_honest(&queues)
+        );
+        // The places of one room are taken.
+        let mut queues = Queues::default();
+        for name in ["a.dyn.example", "b.dyn.example"] {
+            fill(&mut queues, ROOM, &sender(name, 1), 500);
+        }
+        assert_eq!(fill(&mut queues, ROOM, &honest, 100), 100);
+        for number in 0..10 {
+            fill(&mut queues, ROOM, &sender(&format!("e{number}.dyn.example"), 1), 500);
+        }
+        assert_eq!(queues.rooms[&ROOM].size.events, OF_ROOM.events);
+        assert!(of_honest(&queues) + 2 >= OF_ROOM.events / 13, "{}", of_honest(&queues));
+    }
+
+    #[test]
+    fn the_line_of_one_who_hangs_is_not_that_of_a_neighbour() {
+        let mut queues = Queues::default();
+        for name in ["evil.dyn.example", "evil.dyn.example:1", "honest.dyn.example"] {
+            fill(&mut queues, ROOM, &sender(name, 1), 2);
+        }
+        let begun = queues.begin_work(ROOM, true);
+        assert_eq!(begun.len(), 2, "a host has one worker, and its neighbour another");
+        let of = |name: &str| Tenant::of(name.try_into().unwrap());
+        let numbers = queues.list(ROOM, &of("honest.dyn.example"), 0, 50);
+        assert!(numbers.into_iter().all(|number| queues.remove(number) == Some(ROOM)));
+        assert!(queues.end_work(ROOM, &of("honest.dyn.example")), "nothing of it waits");
+        assert!(!queues.end_work(ROOM, &of("evil.dyn.example")));
     }
 
     #[test]

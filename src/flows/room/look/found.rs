@@ -18,7 +18,9 @@ use crate::{
         self,
         event::{self, StoredEvent},
         filter::EventFilter,
-        members, state,
+        members,
+        relations::edits,
+        state,
         timeline::PageToken,
     },
     schema,
@@ -27,7 +29,7 @@ use crate::{
         rooms::{Membership, RoomRow},
         state::StateRef,
     },
-    search::follow::{find_edit, text_of},
+    search::follow::text_of,
     store::{Direction, Snapshot},
 };
 
@@ -93,7 +95,7 @@ impl Look {
     }
 
     /// Finds an event that the index gave for a search, with the edit whose text was found. `None` where it is not the caller's
-    /// to see, or the text is not the newest that they see: an edit that came after the caller had left must not be found by its words, and
+    /// to see, or the text is not the newest that they see: an edit that the caller does not see must not be found by its words, and
     /// the text before it is still theirs.
     pub(crate) fn find_text(&self, event: EventNum, edit: Option<EventNum>) -> Result<Option<FoundText>> {
         let read = &*self.snapshot;
@@ -102,10 +104,8 @@ impl Look {
             Standpoint::Now => Order::MAX,
             Standpoint::Left(order) => order,
         };
-        let seen = match find_edit(read, self.num, &stored)? {
-            Some(newest) if newest.order <= until && self.reader.may_see(read, &newest)? => Some(newest),
-            Some(_) | None => None,
-        };
+        let sees = |edit: &StoredEvent| self.reader.may_see(read, edit);
+        let seen = edits::newest_edit_seen(read, self.num, &stored, until, sees)?;
         // The index may not have read yet that the text which it gives is another one now.
         if seen.as_ref().map(StoredEvent::event) != edit {
             return Ok(None);

@@ -171,24 +171,29 @@ impl Change {
         resolving: Resolving<'_>,
     ) -> Result<Result<Option<Revised>, Question>> {
         let base = self.row.incomplete().map_or(Order::MIN, |stay| stay.base);
-        if Chain::read(&self.batch, self.num, was_before)?.base < base {
+        let is_earlier =
+            |change: &Self, at| Ok::<_, Fault>(Chain::read(&change.batch, change.num, at)?.base < base);
+        let prev = &stored.row.header.prev;
+        let is_whole = prev.len() >= event.prev.len() && !self.is_any_without_state(prev)?;
+        let (mut after, mut is_all_earlier) = (Vec::with_capacity(prev.len()), true);
+        for prev in prev.iter().filter(|_| is_whole) {
+            let state = self.state_after(*prev)?;
+            is_all_earlier &= is_earlier(self, state)?;
+            after.push(state.into());
+        }
+        if is_all_earlier && is_earlier(self, was_before)? {
             // It stands on an earlier stay, of whose state nothing was learnt now.
             return Ok(Ok(None));
         }
-        let prev = &stored.row.header.prev;
-        let before = if prev.len() < event.prev.len() || self.is_any_without_state(prev)? {
-            // Events that it cites were missing, and a state that was fetched or brought stands in their place.
-            Sketch::from(was_before)
-        } else {
-            let mut after = Vec::with_capacity(prev.len());
-            for prev in prev {
-                after.push(self.state_after(*prev)?.into());
-            }
+        let before = if is_whole {
             let cited = Question::new(&self.batch, self.num, after, None)?.of_cited();
             match self.answer(resolving, &cited)? {
                 Some(before) => before,
                 None => return Ok(Err(cited)),
             }
+        } else {
+            // Events that it cites were missing, and a state that was fetched or brought stands in their place.
+            Sketch::from(was_before)
         };
         let auth = self.known_auth_events(event)?;
         let state = self.auth_state(event, &before)?;

@@ -6,8 +6,9 @@ use crate::{
     schema::{
         accounts::{RegistrationTokenRow, WrittenRow},
         backup::{BackedUpKey, BackupShare},
+        email::{AddressRow, MailboxRow},
         encryption::{FallbackRow, OtherCount, OtherDeviceRow, OtherListRow, SignatureRow},
-        media::{BlobRow, BlobState, ItemRow},
+        media::{BlobRow, BlobState, Digest, ItemRow, LinkRow},
         previews::PreviewRow,
         receipts::{ReceiptKey, ReceiptKind},
         relations::{RelatedRow, RelationRow},
@@ -106,6 +107,9 @@ impl Wrong<'_> {
         self.change(&schema::MEDIA_ITEM, "it neither has bytes nor waits for some", |_, Json(row)| {
             Some(Json(ItemRow { content: None, expires_ms: None, ..row }))
         });
+        self.change(&schema::MEDIA_ITEM, "it is the image of a preview", |_, Json(row)| {
+            row.by.is_some().then_some(Json(ItemRow { is_preview: true, ..row }))
+        });
         self.change(&schema::URL_PREVIEW, "it is of another URL", |_, Json(row)| {
             Some(Json(PreviewRow { url: "https://b.example/".to_owned(), ..row }))
         });
@@ -114,6 +118,15 @@ impl Wrong<'_> {
         });
         self.change(&schema::URL_PREVIEW, "its image is no item of media", |_, Json(row)| {
             Some(Json(PreviewRow { told: None, ..row }))
+        });
+        self.change(&schema::MEDIA_LINK, "the user of the link does not list it", |_, Json(row)| {
+            Some(Json(LinkRow { id: "other".to_owned(), ..row }))
+        });
+        self.change(&schema::MEDIA_LINK, "the timer of the link is gone", |_, Json(row)| {
+            Some(Json(LinkRow { expires_ms: row.expires_ms + 1, ..row }))
+        });
+        self.change(&schema::MEDIA_LINK_OF_USER, "there is no such link of the user", |_, _| {
+            Some(Json(Digest([9; 32])))
         });
         let item = rows(self.fixture, &schema::MEDIA_ITEM).next().unwrap().2;
         self.add(&schema::MEDIA_ITEM, "this is no media id", ("check.example", "../x"), &item);
@@ -271,6 +284,13 @@ impl Wrong<'_> {
                 Some(Json(row))
             },
         );
+        let address = AddressRow { validated_ms: 1, added_ms: 1 };
+        let key = (UserNum(1), "Alice@example.org");
+        let why = "it is no e-mail address in its canonical form";
+        self.add(&schema::EMAILS, why, key, &Json(address));
+        self.change(&schema::MAILBOXES, "its link has no secret", |_, Json(row)| {
+            Some(Json(MailboxRow { secret: String::new(), ..row }))
+        });
         self.change(&schema::REGISTRATION_TOKENS, "it was used too often", |_, Json(row)| {
             Some(Json(RegistrationTokenRow { uses_max: Some(1), uses: 2, ..row }))
         });

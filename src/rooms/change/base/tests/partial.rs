@@ -9,6 +9,8 @@ use crate::{
     schema::event_types::MESSAGE,
 };
 
+mod beside;
+
 impl Here {
     /// Joins a room of which the members are left out of what is brought.
     fn join_without_members(&self, room: &Elsewhere, join: &Received) {
