@@ -10,18 +10,21 @@
     reason = "a benchmark measures real time and stops at the first fault"
 )]
 
+#[path = "support/server.rs"]
+mod server;
+
 use std::{
     fs::File,
     io::{BufRead, BufReader, Cursor, Read, Write, copy, sink},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     path::Path,
-    process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
 use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
 use serde_json::{Value, json};
+use server::Server;
 
 const MIB: usize = 1 << 20;
 /// This many upload or download at once.
@@ -109,46 +112,21 @@ impl Http {
     }
 }
 
-/// The server that the benchmark has started.
+/// The server that the benchmark has started, and a user of it.
 struct Target {
-    child: Child,
+    server: Server,
     dir: tempfile::TempDir,
-    address: String,
     token: String,
-}
-
-impl Drop for Target {
-    fn drop(&mut self) {
-        self.child.kill().ok();
-        self.child.wait().ok();
-    }
 }
 
 impl Target {
     fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let text = format!(
-            "[server]\nname = \"localhost:{port}\"\ndata_dir = \"{}\"\n[[listener]]\naddress = \"127.0.0.1:{port}\"\n\
-             [registration]\nmode = \"open\"\n[limits]\nrate_limits = false\n[media]\nupload_bytes_max = \"128 MiB\"\n\
-             [passwords]\nargon2_memory_kib = 8\nargon2_iterations = 1\n[log]\nlevel = \"warn\"\n",
-            dir.path().join("data").display()
+        let server = Server::start(
+            dir.path(),
+            "[registration]\nmode = \"open\"\n[limits]\nrate_limits = false\n[media]\nupload_bytes_max = \"128 MiB\"\n",
         );
-        let config = dir.path().join("conduit.toml");
-        std::fs::write(&config, text).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_aqueduct"))
-            .arg("--config")
-            .arg(&config)
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("the binary is built");
-        let address = format!("127.0.0.1:{port}");
-        let began = Instant::now();
-        while TcpStream::connect(&address).is_err() {
-            assert!(began.elapsed() < Duration::from_secs(30), "the server does not answer");
-            thread::sleep(Duration::from_millis(5));
-        }
-        let mut target = Self { child, dir, address, token: String::new() };
+        let mut target = Self { server, dir, token: String::new() };
         let body = json!({ "username": "u", "password": "password", "auth": { "type": "m.login.dummy" } })
             .to_string();
         let mut http = target.http();
@@ -158,12 +136,12 @@ impl Target {
     }
 
     fn http(&self) -> Http {
-        Http::new(&self.address)
+        Http::new(&self.server.address)
     }
 
     /// The processor's time that the server has used, in seconds.
     fn cpu_s(&self) -> f64 {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        let stat = std::fs::read_to_string(format!("{}/stat", self.server.proc())).unwrap();
         let fields: Vec<_> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
         // Clock ticks of 10 ms: fields 14 and 15 of proc(5), counted after the name.
         (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) / 100.0
@@ -171,9 +149,7 @@ impl Target {
 
     /// The most memory that the server has had resident so far, in MB.
     fn peak_mb(&self) -> f64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
+        self.server.memory_mb("VmHWM")
     }
 }
 

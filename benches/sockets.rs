@@ -12,9 +12,10 @@
     reason = "a benchmark measures real time and stops at the first fault"
 )]
 
+#[path = "support/server.rs"]
+mod server;
+
 use std::{
-    net::TcpListener,
-    process::{Child, Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -27,6 +28,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use http::{HeaderValue, Request, header};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
+use server::Server;
 use sha1::Sha1;
 use tokio::{net::TcpStream, sync::mpsc};
 use tokio_tungstenite::{
@@ -42,58 +44,31 @@ const REACHES_WITHIN: Duration = Duration::from_millis(50);
 
 /// The server that the benchmark has started.
 struct Target {
-    child: Child,
+    server: Server,
     _dir: tempfile::TempDir,
-    address: String,
-}
-
-impl Drop for Target {
-    fn drop(&mut self) {
-        self.child.kill().ok();
-        self.child.wait().ok();
-    }
 }
 
 impl Target {
     fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let text = format!(
-            "[server]\nname = \"localhost:{port}\"\ndata_dir = \"{}\"\n[[listener]]\naddress = \"127.0.0.1:{port}\"\n\
-             [registration]\nmode = \"open\"\nshared_secret = \"{SECRET}\"\n\
-             [limits]\nrate_limits = false\nconnections_max = 100000\nsockets_max = 80000\n\
-             [passwords]\nargon2_memory_kib = 8\nargon2_iterations = 1\n[log]\nlevel = \"warn\"\n",
-            dir.path().join("data").display()
+        let settings = format!(
+            "[registration]\nmode = \"open\"\nshared_secret = \"{SECRET}\"\n\
+             [limits]\nrate_limits = false\nconnections_max = 100000\nsockets_max = 80000\n"
         );
-        let config = dir.path().join("conduit.toml");
-        std::fs::write(&config, text).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_aqueduct"))
-            .arg("--config")
-            .arg(&config)
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("the binary is built");
-        let address = format!("127.0.0.1:{port}");
-        let began = Instant::now();
-        while std::net::TcpStream::connect(&address).is_err() {
-            assert!(began.elapsed() < Duration::from_secs(30), "the server does not answer");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        Self { child, _dir: dir, address }
+        Self { server: Server::start(dir.path(), &settings), _dir: dir }
     }
 
     fn resident_mb(&self) -> f64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
+        self.server.memory_mb("VmRSS")
     }
 
     async fn http(&self, method: &str, path: &str, token: &str, body: &Value) -> Value {
-        let stream = TcpStream::connect(&self.address).await.unwrap();
+        let stream = TcpStream::connect(&self.server.address).await.unwrap();
         let stream = hyper_util::rt::TokioIo::new(stream);
         let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await.unwrap();
         let connection = tokio::spawn(connection);
-        let mut request = Request::builder().method(method).uri(path).header(header::HOST, &self.address);
+        let mut request =
+            Request::builder().method(method).uri(path).header(header::HOST, &self.server.address);
         if !token.is_empty() {
             request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
         }
@@ -128,10 +103,10 @@ async fn follow(
     ready: Arc<AtomicUsize>,
 ) {
     let mut request =
-        format!("ws://{}/_aqueduct/client/v1/socket", target.address).into_client_request().unwrap();
+        format!("ws://{}/_aqueduct/client/v1/socket", target.server.address).into_client_request().unwrap();
     let bearer = HeaderValue::try_from(format!("Bearer {token}")).unwrap();
     request.headers_mut().insert(header::AUTHORIZATION, bearer);
-    let stream = TcpStream::connect(&target.address).await.unwrap();
+    let stream = TcpStream::connect(&target.server.address).await.unwrap();
     let config = WebSocketConfig::default().read_buffer_size(4 << 10).write_buffer_size(0);
     let (mut socket, _): (WebSocketStream<TcpStream>, _) =
         client_async_with_config(request, stream, Some(config)).await.unwrap();
